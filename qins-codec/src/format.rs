@@ -1,0 +1,77 @@
+use crate::error::UnknownFormat;
+use std::{fmt, str::FromStr};
+
+/// A number format. Everything that depends on the format alone is answered here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Projective law, sign and 7-bit magnitude, groups of 32 with one 8-bit scale code: 8.25 bits a weight.
+    Q8,
+}
+
+impl Format {
+    /// Every format, in the order of the documents.
+    pub const ALL: &'static [Format] = &[Format::Q8];
+
+    /// The name used on command lines and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Q8 => "q8",
+        }
+    }
+
+    /// Weights that share one scale.
+    pub fn group(self) -> usize {
+        match self {
+            Format::Q8 => 32,
+        }
+    }
+
+    /// Groups in a row of `cols` weights; the last may be shorter.
+    pub fn groups(self, cols: usize) -> usize {
+        cols.div_ceil(self.group())
+    }
+
+    /// Bytes of codes in a row of `cols` weights: rows start at multiples of four bytes, so that a device without
+    /// byte addressing can read them as 32-bit words.
+    pub fn code_bytes(self, cols: usize) -> usize {
+        match self {
+            Format::Q8 => cols.next_multiple_of(4),
+        }
+    }
+
+    /// Bytes of scale codes in a row of `cols` weights.
+    pub fn scale_bytes(self, cols: usize) -> usize {
+        self.groups(cols)
+    }
+
+    pub(crate) fn names() -> String {
+        Self::ALL.iter().map(|f| f.name()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = UnknownFormat;
+
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        Self::ALL.iter().copied().find(|f| f.name() == name).ok_or_else(|| UnknownFormat { found: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip_and_unknown_ones_are_listed() {
+        for &f in Format::ALL {
+            assert_eq!(f.name().parse::<Format>(), Ok(f));
+        }
+        assert_eq!("q9".parse::<Format>().unwrap_err().to_string(), "unknown format `q9`: expected one of q8");
+    }
+}

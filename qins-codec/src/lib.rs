@@ -1,0 +1,48 @@
+//! The QINS number formats: a storage codec for neural-network weights.
+//!
+//! A weight matrix is `[out, in]`. Groups of weights run along `in`, the axis a matrix product sums over, and restart
+//! at each row; a row's last group may be shorter. Every group has a scale, itself a logarithmic code, and every weight
+//! a code that indexes a nonlinear table: a large magnitude has a small code.
+//!
+//! ```
+//! use qins_codec::{encode, Format, Slice};
+//!
+//! let weights: Vec<f32> = (0..3 * 40).map(|i| (i as f32).sin()).collect();
+//! let encoded = encode(Format::Q8, &Slice::new(&weights, 3, 40))?;
+//! let mut row = vec![0.0; 40];
+//! encoded.matrix().decode_row(1, &mut row);
+//! assert!(row.iter().zip(&weights[40..80]).all(|(a, b)| (a - b).abs() < 0.01));
+//! # Ok::<(), qins_codec::EncodeError>(())
+//! ```
+//!
+//! The decode rules are normative: a decoded weight is `f32(scale * table entry)`, the same bits on every machine.
+//! This crate knows no tensor framework and no file.
+
+mod error;
+mod format;
+mod matmul;
+mod matrix;
+mod projective;
+mod scale;
+mod signed;
+mod weights;
+
+pub use error::{EncodeError, HeaderError, LayoutError, UnknownFormat};
+pub use format::Format;
+pub use matrix::{Decoder, Encoded, Header, Matrix};
+pub use projective::{K_GRID, projective_table};
+pub use scale::{SCALE_STEPS, ZERO_GROUP, scale};
+pub use signed::encode_with;
+pub use weights::{Slice, Weights};
+
+/// Encodes a weight matrix, searching the format's parameters for the least squared error.
+///
+/// The result is the same for any number of threads.
+///
+/// # Errors
+/// [`EncodeError::NotFinite`] names the first NaN or infinite weight by row and column.
+pub fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
+    match format {
+        Format::Q8 => signed::encode(format, weights),
+    }
+}

@@ -1,0 +1,191 @@
+use crate::{
+    Format,
+    error::{HeaderError, LayoutError},
+    scale::scale,
+    signed,
+};
+
+/// What decoding needs besides the codes: the format, the shape and the constants found by the encoder.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Header {
+    /// The number format.
+    pub format: Format,
+    /// Rows, along `out`.
+    pub rows: usize,
+    /// Columns, along `in`.
+    pub cols: usize,
+    /// Scale of scale code 0: one step above the largest magnitude.
+    pub base: f32,
+    /// Shape of the projective law.
+    pub k: f64,
+}
+
+impl Header {
+    /// Checks that the constants are legal and that every size can be addressed.
+    pub fn validate(&self) -> Result<(), HeaderError> {
+        let Self { rows, cols, .. } = *self;
+        let addressable = cols
+            .checked_add(self.format.group())
+            .and_then(|padded| padded.checked_mul(rows))
+            .and_then(|weights| weights.checked_mul(size_of::<f32>()));
+        if addressable.is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return Err(HeaderError::TooLarge { rows, cols });
+        }
+        if !(self.base.is_finite() && self.base >= 0.0) {
+            return Err(HeaderError::Base(self.base));
+        }
+        if !(self.k.is_finite() && self.k >= 0.0) {
+            return Err(HeaderError::Shape(self.k));
+        }
+        Ok(())
+    }
+
+    /// Bytes of all codes.
+    pub fn code_bytes(&self) -> usize {
+        self.rows * self.format.code_bytes(self.cols)
+    }
+
+    /// Bytes of all scale codes.
+    pub fn scale_bytes(&self) -> usize {
+        self.rows * self.format.scale_bytes(self.cols)
+    }
+
+    /// Stored bits a weight, padding and constants included; 0 for an empty matrix.
+    pub fn bits_per_weight(&self) -> f64 {
+        let weights = (self.rows * self.cols) as f64;
+        let constants = size_of::<f32>() + size_of::<f64>();
+        if weights == 0.0 { 0.0 } else { (self.code_bytes() + self.scale_bytes() + constants) as f64 * 8.0 / weights }
+    }
+}
+
+/// An encoded matrix that owns its bytes, as [`encode`](crate::encode) returns it.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    pub(crate) decoder: Decoder,
+    pub(crate) codes: Vec<u8>,
+    pub(crate) scales: Vec<u8>,
+}
+
+impl Encoded {
+    /// Format, shape and constants.
+    pub fn header(&self) -> &Header {
+        self.decoder.header()
+    }
+
+    /// One code byte a weight, each row padded with zeros to [`Format::code_bytes`].
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// Scale codes, row after row.
+    pub fn scales(&self) -> &[u8] {
+        &self.scales
+    }
+
+    /// A view for decoding and multiplying.
+    pub fn matrix(&self) -> Matrix<'_> {
+        Matrix { decoder: &self.decoder, codes: &self.codes, scales: &self.scales }
+    }
+
+    /// The decoder, the codes and the scale codes.
+    pub fn into_parts(self) -> (Decoder, Vec<u8>, Vec<u8>) {
+        (self.decoder, self.codes, self.scales)
+    }
+}
+
+/// A header with its decoding tables: every code and every scale code as an f32.
+#[derive(Clone)]
+pub struct Decoder {
+    header: Header,
+    values: Box<[f32; 256]>,
+    scales: Box<[f32; 256]>,
+}
+
+impl Decoder {
+    /// Builds the tables.
+    pub fn new(header: Header) -> Result<Self, HeaderError> {
+        header.validate()?;
+        let values = match header.format {
+            Format::Q8 => signed::code_values(header.k),
+        };
+        let scales = Box::new(std::array::from_fn(|code| scale(header.base, code as u8)));
+        Ok(Self { header, values: Box::new(values), scales })
+    }
+
+    /// Format, shape and constants.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// `w/s` of every code byte.
+    pub fn values(&self) -> &[f32; 256] {
+        &self.values
+    }
+
+    /// The f32 scale of every scale code.
+    pub fn scales(&self) -> &[f32; 256] {
+        &self.scales
+    }
+
+    /// Joins the header with its bytes, whose lengths must be exactly those of the header.
+    pub fn matrix<'a>(&'a self, codes: &'a [u8], scales: &'a [u8]) -> Result<Matrix<'a>, LayoutError> {
+        let check = |part, expected, found| {
+            let Header { format, rows, cols, .. } = self.header;
+            if expected == found { Ok(()) } else { Err(LayoutError { part, format, rows, cols, expected, found }) }
+        };
+        check("codes", self.header.code_bytes(), codes.len())?;
+        check("scales", self.header.scale_bytes(), scales.len())?;
+        Ok(Matrix { decoder: self, codes, scales })
+    }
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Decoder").field(&self.header).finish()
+    }
+}
+
+/// An encoded matrix `[out, in]` over borrowed bytes. Any bytes decode: no code reads out of bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    decoder: &'a Decoder,
+    codes: &'a [u8],
+    scales: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    /// Format, shape and constants.
+    pub fn header(&self) -> &'a Header {
+        &self.decoder.header
+    }
+
+    /// Decodes row `row` into `out`.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` does not hold exactly one row.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let Header { format, rows, cols, .. } = self.decoder.header;
+        assert!(row < rows, "row {row} of a matrix of {rows} rows");
+        assert_eq!(out.len(), cols, "a row holds {cols} weights");
+        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let codes = &self.codes[row * code_bytes..][..cols];
+        let scales = &self.scales[row * scale_bytes..][..scale_bytes];
+        let groups = out.chunks_mut(format.group()).zip(codes.chunks(format.group()));
+        for ((out, codes), &scale_code) in groups.zip(scales) {
+            let s = self.decoder.scales[scale_code as usize];
+            for (o, &code) in out.iter_mut().zip(codes) {
+                *o = s * self.decoder.values[code as usize];
+            }
+        }
+    }
+
+    /// Decodes the whole matrix, row-major.
+    pub fn decode(&self) -> Vec<f32> {
+        let Header { rows, cols, .. } = self.decoder.header;
+        let mut out = vec![0.0; rows * cols];
+        if cols > 0 {
+            out.chunks_exact_mut(cols).enumerate().for_each(|(row, out)| self.decode_row(row, out));
+        }
+        out
+    }
+}

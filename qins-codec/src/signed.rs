@@ -1,0 +1,159 @@
+//! Formats with a sign bit and a magnitude code: the code byte is `sign << 7 | magnitude`.
+
+use crate::{
+    Decoder, Encoded, Format, Header, Weights,
+    error::EncodeError,
+    projective::{HALF, K_GRID, Nearest, projective_table},
+    scale::{SCALE_STEPS, ZERO_GROUP, base_for, relative_scale},
+};
+use rayon::prelude::*;
+
+/// Weights read to choose `k`; a matrix with more is sampled by evenly spaced rows.
+const SAMPLE: usize = 1 << 17;
+
+/// Scale codes tried around the one whose table end meets the group's largest magnitude.
+const SCALE_SEARCH: std::ops::RangeInclusive<i32> = -6..=6;
+
+/// `w/s` of every code byte.
+pub(crate) fn code_values(k: f64) -> [f32; 256] {
+    let table = projective_table(k);
+    std::array::from_fn(|code| if code < HALF { table[code] } else { -table[code - HALF] })
+}
+
+/// Encodes with the `k` of [`K_GRID`] that has the least squared error.
+pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
+    let base = base_for(largest_magnitude(weights)?);
+    let k = best_k(format, weights, base);
+    encode_with(Header { format, rows: weights.rows(), cols: weights.cols(), base, k }, weights)
+}
+
+/// Encodes with constants already chosen, for example those of another encoding of the same weights.
+///
+/// # Errors
+/// [`EncodeError::Header`] if the constants are illegal; weights must be finite (larger ones than the base clip).
+///
+/// # Panics
+/// If the header's shape is not that of the weights.
+pub fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
+    assert_eq!((header.rows, header.cols), (weights.rows(), weights.cols()), "header and weights differ in shape");
+    let decoder = Decoder::new(header)?;
+    let (code_bytes, scale_bytes) = (header.format.code_bytes(header.cols), header.format.scale_bytes(header.cols));
+    let (mut codes, mut scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
+    if header.cols > 0 {
+        let encoder = Encoder::new(header.format, header.base, header.k);
+        codes.par_chunks_exact_mut(code_bytes).zip(scales.par_chunks_exact_mut(scale_bytes)).enumerate().for_each_init(
+            || vec![0.0; header.cols],
+            |buffer, (row, (codes, scales))| {
+                weights.read_row(row, buffer);
+                encoder.row(buffer, codes, scales);
+            },
+        );
+    }
+    Ok(Encoded { decoder, codes, scales })
+}
+
+fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeError> {
+    let row_largest = |buffer: &mut Vec<f32>, row| {
+        weights.read_row(row, buffer);
+        match buffer.iter().position(|w| !w.is_finite()) {
+            Some(col) => Err(EncodeError::NotFinite { row, col, value: buffer[col] }),
+            None => Ok(buffer.iter().fold(0f32, |largest, w| largest.max(w.abs()))),
+        }
+    };
+    let rows: Vec<_> =
+        (0..weights.rows()).into_par_iter().map_init(|| vec![0.0; weights.cols()], row_largest).collect();
+    // In row order, so that the first bad weight is reported whatever the threads did.
+    rows.into_iter().try_fold(0f32, |largest, row| Ok(largest.max(row?)))
+}
+
+fn best_k(format: Format, weights: &impl Weights, base: f32) -> f64 {
+    let (rows, cols) = (weights.rows(), weights.cols());
+    let step = rows.saturating_mul(cols).div_ceil(SAMPLE).max(1);
+    let mut sample = vec![0.0; rows.div_ceil(step) * cols];
+    if sample.is_empty() {
+        return K_GRID[0];
+    }
+    for (i, row) in sample.chunks_exact_mut(cols).enumerate() {
+        weights.read_row(i * step, row);
+    }
+    let errors: Vec<f64> = K_GRID
+        .par_iter()
+        .map(|&k| {
+            let encoder = Encoder::new(format, base, k);
+            let (mut codes, mut scales) = (vec![0; format.code_bytes(cols)], vec![0; format.scale_bytes(cols)]);
+            sample.chunks_exact(cols).map(|row| encoder.row(row, &mut codes, &mut scales)).sum()
+        })
+        .collect();
+    let best = (0..K_GRID.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b])).expect("the grid is not empty");
+    K_GRID[best]
+}
+
+/// Encodes rows with fixed constants. Works on `|w|/base`, so that no square overflows or vanishes.
+struct Encoder {
+    group: usize,
+    base: f32,
+    nearest: Nearest,
+}
+
+impl Encoder {
+    fn new(format: Format, base: f32, k: f64) -> Self {
+        Self { group: format.group(), base, nearest: Nearest::new(k) }
+    }
+
+    /// Writes codes and scale codes of one row; returns its squared error in units of the base.
+    fn row(&self, row: &[f32], codes: &mut [u8], scales: &mut [u8]) -> f64 {
+        let groups = row.chunks(self.group).zip(codes.chunks_mut(self.group)).zip(scales);
+        groups.map(|((weights, codes), scale)| self.encode_group(weights, &mut codes[..weights.len()], scale)).sum()
+    }
+
+    fn encode_group(&self, weights: &[f32], codes: &mut [u8], scale: &mut u8) -> f64 {
+        let mut buffer = [0f32; MAX_GROUP];
+        let x = &mut buffer[..weights.len()];
+        for (x, w) in x.iter_mut().zip(weights) {
+            *x = w.abs() / self.base;
+        }
+        let largest = x.iter().fold(0f32, |a, &b| a.max(b));
+        // Also where the base is 0: 0/0 is NaN, which `max` ignores.
+        if largest == 0.0 {
+            codes.fill(0);
+            *scale = ZERO_GROUP;
+            return 0.0;
+        }
+        let start = (-largest.log2() * SCALE_STEPS as f32).round() as i32;
+        let mut best = f32::INFINITY;
+        let mut tried = None;
+        for offset in SCALE_SEARCH {
+            let code = (start.saturating_add(offset)).clamp(0, i32::from(ZERO_GROUP) - 1) as u8;
+            if tried.replace(code) == Some(code) {
+                continue;
+            }
+            let error = self.error_at(x, code, best);
+            if error < best {
+                (best, *scale) = (error, code);
+            }
+        }
+        let inverse = 1.0 / relative_scale(*scale);
+        for ((code, &x), w) in codes.iter_mut().zip(&*x).zip(weights) {
+            *code = self.nearest.code(x * inverse).0 | if *w < 0.0 { HALF as u8 } else { 0 };
+        }
+        f64::from(best)
+    }
+
+    /// Squared error of a group at a scale code; stops early once above `limit`.
+    fn error_at(&self, x: &[f32], code: u8, limit: f32) -> f32 {
+        let s = relative_scale(code);
+        let inverse = 1.0 / s;
+        let mut error = 0.0;
+        for &x in x {
+            let difference = self.nearest.code(x * inverse).1 * s - x;
+            error += difference * difference;
+            if error >= limit {
+                break;
+            }
+        }
+        error
+    }
+}
+
+/// The longest group of any signed format.
+const MAX_GROUP: usize = 32;

@@ -1,0 +1,193 @@
+//! Properties of every format, over shapes with row tails, zeros, outliers and subnormal numbers.
+
+use proptest::prelude::*;
+use qins_codec::{
+    Decoder, EncodeError, Format, Header, HeaderError, Slice, Weights, ZERO_GROUP, encode, encode_with, scale,
+};
+
+/// A matrix of any small shape whose rows differ wildly in magnitude, with exact zeros and zero runs.
+fn any_matrix() -> impl Strategy<Value = (usize, usize, Vec<f32>)> {
+    (0usize..6, 0usize..100).prop_flat_map(|(rows, cols)| {
+        let weight = prop_oneof![
+            6 => -1.0f32..1.0,
+            2 => Just(0.0f32),
+            1 => -1e-30f32..1e-30,
+            1 => -1e30f32..1e30,
+            1 => any::<f32>().prop_filter("finite", |x| x.is_finite()),
+        ];
+        (Just(rows), Just(cols), prop::collection::vec(weight, rows * cols))
+    })
+}
+
+/// Bell-shaped weights like trained ones: a sum of uniform draws from a fixed generator.
+fn bell(rows: usize, cols: usize) -> Vec<f32> {
+    let mut state = 0x9E37_79B9_7F4A_7C15u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..rows * cols).map(|_| (0..12).map(|_| uniform()).sum::<f32>() * 0.02).collect()
+}
+
+fn sqnr_db(weights: &[f32], decoded: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let signal: f64 = weights.iter().map(|&w| square(w.into())).sum();
+    let noise: f64 = weights.iter().zip(decoded).map(|(&w, &d)| square(f64::from(w) - f64::from(d))).sum();
+    10.0 * (signal / noise).log10()
+}
+
+#[test]
+fn q8_reaches_46_3_db_on_bell_shaped_weights() {
+    for (rows, cols) in [(64, 512), (48, 172)] {
+        let weights = bell(rows, cols);
+        let encoded = encode(Format::Q8, &Slice::new(&weights, rows, cols)).unwrap();
+        let db = sqnr_db(&weights, &encoded.matrix().decode());
+        assert!(db >= 46.3, "{db:.2} dB for {rows} x {cols}");
+    }
+}
+
+#[test]
+fn q8_takes_8_25_bits_and_a_row_tail_at_most_three_bytes() {
+    let bits = |rows, cols| Header { format: Format::Q8, rows, cols, base: 1.0, k: 0.5 }.bits_per_weight();
+    assert!((bits(3072, 8192) - 8.25).abs() < 1e-4);
+    assert!(bits(64, 172) < 8.30);
+}
+
+#[test]
+fn decoding_follows_the_formula() {
+    // Every code at a sweep of scale codes, against the closed form of the law rounded to bf16.
+    let k = 0.7;
+    let header = Header { format: Format::Q8, rows: 256, cols: 256, base: 0.37, k };
+    let decoder = Decoder::new(header).unwrap();
+    let codes: Vec<u8> = (0..256 * 256).map(|i| (i % 256) as u8).collect();
+    let scales: Vec<u8> = (0..256 * 8).map(|i| (i / 8) as u8).collect();
+    let decoded = decoder.matrix(&codes, &scales).unwrap().decode();
+    for (row, decoded) in decoded.chunks_exact(256).enumerate() {
+        let s = if row as u8 == ZERO_GROUP { 0.0 } else { 0.37 * 2f64.powf(-(row as f64) / 32.0) };
+        for (code, &value) in decoded.iter().enumerate() {
+            let (h, m) = (128.0, (code % 128) as f64);
+            let law = (2.0 * h - 1.0 - 2.0 * m) / (2.0 * h + k * (2.0 * m + 1.0)) * (2.0 * h + k) / (2.0 * h - 1.0);
+            let expected = if code < 128 { s * law } else { -s * law };
+            // bf16 keeps 8 bits.
+            assert!((f64::from(value) - expected).abs() <= expected.abs() / 256.0, "code {code}, scale code {row}");
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut weights = bell(5, 40);
+        weights[3 * 40 + 17] = value;
+        weights[4 * 40] = f32::NAN;
+        match encode(Format::Q8, &Slice::new(&weights, 5, 40)) {
+            Err(EncodeError::NotFinite { row: 3, col: 17, value: found }) => {
+                assert_eq!(found.to_bits(), value.to_bits())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn illegal_headers_are_refused() {
+    let header = Header { format: Format::Q8, rows: 2, cols: 3, base: 1.0, k: 0.5 };
+    let error = |h| Decoder::new(h).unwrap_err();
+    assert!(matches!(error(Header { rows: usize::MAX, ..header }), HeaderError::TooLarge { .. }));
+    assert!(matches!(error(Header { cols: usize::MAX, ..header }), HeaderError::TooLarge { .. }));
+    assert!(matches!(error(Header { base: f32::NAN, ..header }), HeaderError::Base(_)));
+    assert!(matches!(error(Header { k: -1.0, ..header }), HeaderError::Shape(_)));
+    let decoder = Decoder::new(header).unwrap();
+    assert_eq!(
+        decoder.matrix(&[0; 8], &[0; 3]).unwrap_err().to_string(),
+        "scales of a 2 x 3 q8 matrix: expected 2 bytes, found 3"
+    );
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_number_of_threads() {
+    let weights = bell(97, 200);
+    let x = bell(3, 200);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let e = encode(Format::Q8, &Slice::new(&weights, 97, 200)).unwrap();
+            let product = e.matrix().matmul(&x, 3);
+            (e.codes().to_vec(), e.scales().to_vec(), *e.header(), product)
+        })
+    };
+    assert_eq!(run(1), run(7));
+}
+
+proptest! {
+    #[test]
+    fn every_finite_matrix_encodes_within_a_cell((rows, cols, weights) in any_matrix()) {
+        let encoded = encode(Format::Q8, &Slice::new(&weights, rows, cols)).unwrap();
+        let header = *encoded.header();
+        let decoded = encoded.matrix().decode();
+        prop_assert_eq!(decoded.len(), weights.len());
+        // A cell of the widest law (k = 2) is 3/128 of the scale at its top; the search may clip the largest a little.
+        let groups = header.format.groups(cols);
+        for (i, (&w, &d)) in weights.iter().zip(&decoded).enumerate() {
+            let code = encoded.scales()[i / cols * groups + i % cols / 32];
+            let s = scale(header.base, code);
+            prop_assert!(d.is_finite());
+            if code == ZERO_GROUP {
+                prop_assert_eq!(d, 0.0);
+                prop_assert!(w.abs() <= header.base * 1e-30, "{} became zero under base {}", w, header.base);
+            } else {
+                prop_assert!((w - d).abs() <= s * 0.16 + f32::MIN_POSITIVE, "{} became {} at scale {}", w, d, s);
+            }
+        }
+    }
+
+    #[test]
+    fn encoding_again_with_the_same_constants_changes_nothing((rows, cols, weights) in any_matrix()) {
+        let first = encode(Format::Q8, &Slice::new(&weights, rows, cols)).unwrap();
+        let decoded = first.matrix().decode();
+        let second = encode_with(*first.header(), &Slice::new(&decoded, rows, cols)).unwrap().matrix().decode();
+        for (a, b) in decoded.iter().zip(&second) {
+            prop_assert!((a - b).abs() <= a.abs() * 1e-6 + f32::MIN_POSITIVE, "{} became {}", a, b);
+        }
+    }
+
+    #[test]
+    fn a_transposed_slice_encodes_like_the_transposed_matrix((rows, cols, weights) in any_matrix()) {
+        let moved: Vec<f32> = (0..cols).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| weights[r * cols + c]).collect();
+        let view = Slice::new(&weights, rows, cols).transposed();
+        prop_assert_eq!((view.rows(), view.cols()), (cols, rows));
+        let a = encode(Format::Q8, &view).unwrap();
+        let b = encode(Format::Q8, &Slice::new(&moved, cols, rows)).unwrap();
+        prop_assert_eq!(a.codes(), b.codes());
+        prop_assert_eq!(a.scales(), b.scales());
+    }
+
+    #[test]
+    fn matmul_is_the_product_with_the_decoded_matrix(
+        (rows, cols) in (0usize..50, 0usize..100),
+        m in 0usize..4,
+        seed in any::<u32>(),
+    ) {
+        let weights: Vec<f32> = bell(rows, cols).into_iter().map(|w| w * (1.0 + (seed % 7) as f32)).collect();
+        let x = bell(m, cols);
+        let encoded = encode(Format::Q8, &Slice::new(&weights, rows, cols)).unwrap();
+        let decoded = encoded.matrix().decode();
+        let product = encoded.matrix().matmul(&x, m);
+        prop_assert_eq!(product.len(), m * rows);
+        for i in 0..m {
+            for row in 0..rows {
+                let terms = (0..cols).map(|c| f64::from(x[i * cols + c]) * f64::from(decoded[row * cols + c]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                prop_assert!((f64::from(product[i * rows + row]) - sum).abs() <= 1e-6 * size);
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_decode(rows in 0usize..5, cols in 0usize..70, bytes in prop::collection::vec(any::<u8>(), 600)) {
+        let header = Header { format: Format::Q8, rows, cols, base: 1.0, k: 0.4 };
+        let decoder = Decoder::new(header).unwrap();
+        let matrix = decoder.matrix(&bytes[..header.code_bytes()], &bytes[600 - header.scale_bytes()..]).unwrap();
+        prop_assert!(matrix.decode().iter().all(|w| w.is_finite()));
+    }
+}
