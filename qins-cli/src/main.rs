@@ -1,2 +1,44 @@
-//! stub
-fn main() {}
+//! `qins`: run and encode Hugging Face models.
+
+mod commands;
+mod ids;
+mod model;
+mod output;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Run Phi-3 models from Hugging Face files, in float or encoded in QINS.
+#[derive(Parser)]
+#[command(version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a text, or a sequence of token ids
+    Generate(commands::generate::Args),
+    /// Write the logits at every position of a sequence to a safetensors file
+    Logits(commands::logits::Args),
+    /// Turn text on standard input into token ids, or back
+    Tokenize(commands::tokenize::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Logits(args) => commands::logits::run(args),
+        Command::Tokenize(args) => commands::tokenize::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("qins: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,167 @@
+use crate::ImportError;
+use memmap2::Mmap;
+use qins_codec::Weights;
+use safetensors::{Dtype, SafeTensors};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+/// An open checkpoint: its header read and checked, its tensors mapped.
+///
+/// The file must not be changed while it is open.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    map: Mmap,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// In the map.
+    bytes: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint of a Hugging Face model directory.
+    pub fn open(directory: &Path) -> Result<Self, ImportError> {
+        let file = directory.join("model.safetensors");
+        if file.is_file() {
+            return Self::open_file(&file);
+        }
+        let found = if !directory.is_dir() {
+            "no such directory"
+        } else if directory.join("model.safetensors.index.json").is_file() {
+            "a sharded one, which is not implemented yet"
+        } else {
+            "no such file"
+        };
+        Err(ImportError::NoCheckpoint { directory: directory.to_owned(), found })
+    }
+
+    /// Opens one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Self, ImportError> {
+        let open_error = |source| ImportError::Open { file: path.to_owned(), source };
+        let file = File::open(path).map_err(open_error)?;
+        // SAFETY: the map is read-only and private to this process. Another process that shortened the file would end
+        // this one with SIGBUS, as the type's documentation says; bytes that change under us are at worst wrong weights,
+        // because every length comes from the header read once below.
+        let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|source| ImportError::Header { file: path.to_owned(), source })?;
+        let data = size_of::<u64>() + header;
+        let entry = |info: &safetensors::tensor::TensorInfo| Entry {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            bytes: data + info.data_offsets.0..data + info.data_offsets.1,
+        };
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
+        Ok(Self { path: path.to_owned(), map, tensors })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> usize {
+        self.tensors.values().map(|entry| entry.bytes.len()).sum()
+    }
+
+    /// A tensor's shape, if the checkpoint has it.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// A float tensor.
+    pub fn tensor(&self, name: &str) -> Result<CheckpointTensor<'_>, ImportError> {
+        let file = || self.path.clone();
+        let entry = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| ImportError::Missing { file: file(), names: vec![name.to_owned()] })?;
+        let element = match entry.dtype {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::Bf16,
+            found => return Err(ImportError::Dtype { file: file(), tensor: name.to_owned(), found }),
+        };
+        Ok(CheckpointTensor { shape: &entry.shape, element, bytes: &self.map[entry.bytes.clone()] })
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Element {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// A float tensor in the map; values become f32 as they are read.
+///
+/// As [`Weights`], a matrix `[out, in]`: the last dimension is `in`, all others together `out`.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckpointTensor<'a> {
+    shape: &'a [usize],
+    element: Element,
+    bytes: &'a [u8],
+}
+
+impl CheckpointTensor<'_> {
+    /// Dimensions, as in the file.
+    pub fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    /// Bytes in the file.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// All values, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.shape.iter().product()];
+        self.read(0, &mut out);
+        out
+    }
+
+    /// Reads values from the `first` on.
+    fn read(&self, first: usize, out: &mut [f32]) {
+        fn fill<const N: usize>(bytes: &[u8], first: usize, out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+            let (elements, _) = bytes.as_chunks::<N>();
+            for (o, &element) in out.iter_mut().zip(&elements[first..]) {
+                *o = value(element);
+            }
+        }
+        match self.element {
+            Element::F32 => fill(self.bytes, first, out, f32::from_le_bytes),
+            Element::F16 => fill(self.bytes, first, out, |b| half::f16::from_le_bytes(b).to_f32()),
+            Element::Bf16 => fill(self.bytes, first, out, |b| half::bf16::from_le_bytes(b).to_f32()),
+        }
+    }
+}
+
+impl Weights for CheckpointTensor<'_> {
+    fn rows(&self) -> usize {
+        self.shape[..self.shape.len().saturating_sub(1)].iter().product()
+    }
+
+    fn cols(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.read(row * self.cols(), out);
+    }
+}

@@ -1,0 +1,197 @@
+//! Whole and broken checkpoints, made here: what loads, and the message for what does not.
+
+use burn::{
+    module::Module,
+    nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig},
+    tensor::{Tensor, TensorPrimitive, backend::Backend},
+};
+use burn_flex::Flex;
+use half::{bf16, f16};
+use qins_backend::{Policy, Qins};
+use qins_codec::Format;
+use qins_import::{Checkpoint, load, load_encoded};
+use safetensors::{Dtype, tensor::TensorView};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+#[derive(Module, Debug)]
+struct Net<B: Backend> {
+    embed: Embedding<B>,
+    layers: Vec<Linear<B>>,
+    norm: RmsNorm<B>,
+}
+
+impl<B: Backend> Net<B> {
+    fn new() -> Self {
+        let device = Default::default();
+        let linear = |input, output| LinearConfig::new(input, output).init(&device);
+        Self {
+            embed: EmbeddingConfig::new(3, 4).init(&device),
+            layers: vec![linear(4, 40), linear(40, 2)],
+            norm: RmsNormConfig::new(2).init(&device),
+        }
+    }
+}
+
+type Tensors = Vec<(&'static str, Vec<usize>, Dtype, Vec<u8>)>;
+
+fn values(n: usize) -> Vec<f32> {
+    // Exact in bf16 and f16.
+    (0..n).map(|i| (i as f32 - n as f32 / 2.0) / 128.0).collect()
+}
+
+fn encoded(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|&v| match dtype {
+            Dtype::F32 => v.to_le_bytes().to_vec(),
+            Dtype::F16 => f16::from_f32(v).to_le_bytes().to_vec(),
+            Dtype::BF16 => bf16::from_f32(v).to_le_bytes().to_vec(),
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+/// The tensors of `Net` as Hugging Face would store them.
+fn whole(dtype: Dtype) -> Tensors {
+    [
+        ("embed.weight", vec![3, 4]),
+        ("layers.0.weight", vec![40, 4]),
+        ("layers.0.bias", vec![40]),
+        ("layers.1.weight", vec![2, 40]),
+        ("layers.1.bias", vec![2]),
+        ("norm.weight", vec![2]),
+    ]
+    .into_iter()
+    .map(|(name, shape)| {
+        let bytes = encoded(dtype, &values(shape.iter().product()));
+        (name, shape, dtype, bytes)
+    })
+    .collect()
+}
+
+fn write(tensors: &Tensors) -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("model.safetensors");
+    let views = tensors
+        .iter()
+        .map(|(name, shape, dtype, bytes)| (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &file).unwrap();
+    (directory, file)
+}
+
+fn load_float(directory: &Path) -> Result<Net<Flex>, String> {
+    let checkpoint = Checkpoint::open(directory).map_err(|e| e.to_string())?;
+    load(Net::new(), &checkpoint, |_| ()).map_err(|e| e.to_string())
+}
+
+/// The message after the file's name.
+fn error(tensors: &Tensors) -> String {
+    let (directory, file) = write(tensors);
+    let message = load_float(directory.path()).unwrap_err();
+    message.strip_prefix(&format!("{}: ", file.display())).expect("the file's name first").to_owned()
+}
+
+#[test]
+fn float_checkpoints_of_every_type_load_exactly() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        let (directory, _) = write(&whole(dtype));
+        let net = load_float(directory.path()).unwrap();
+        let weight: Tensor<Flex, 2> = net.layers[0].weight.val();
+        assert_eq!(weight.dims(), [4, 40], "[in, out]");
+        assert_eq!(weight.transpose().into_data().to_vec::<f32>().unwrap(), values(160));
+        assert_eq!(net.norm.gamma.val().into_data().to_vec::<f32>().unwrap(), values(2));
+        assert_eq!(net.embed.weight.val().into_data().to_vec::<f32>().unwrap(), values(12));
+    }
+}
+
+#[test]
+fn loading_encoded_equals_encoding_the_loaded() {
+    let (directory, _) = write(&whole(Dtype::BF16));
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let policy = Policy::linear(Format::Q8);
+    let mut told = Vec::new();
+    let direct: Net<Qins<Flex>> =
+        load_encoded(Net::new(), &checkpoint, &policy, |p| told.push(p.tensor.to_owned())).unwrap();
+    let later: Net<Qins<Flex>> = policy.encode(load(Net::new(), &checkpoint, |_| ()).unwrap()).unwrap();
+    for (a, b) in direct.layers.iter().zip(&later.layers) {
+        assert!(matches!(a.weight.val().into_primitive(), TensorPrimitive::QFloat(_)));
+        assert_eq!(a.weight.val().dims(), b.weight.val().dims());
+        assert_eq!(a.weight.val().into_data(), b.weight.val().into_data(), "codes and constants");
+    }
+    let float = |net: &Net<Qins<Flex>>| net.embed.weight.val().into_data();
+    assert_eq!(float(&direct), float(&later));
+    assert_eq!(told.len(), 6);
+}
+
+#[test]
+fn missing_and_extra_tensors_are_named() {
+    let mut tensors = whole(Dtype::F32);
+    tensors.remove(2);
+    assert_eq!(error(&tensors), "1 tensor missing: `layers.0.bias`");
+    let mut tensors = whole(Dtype::F32);
+    tensors.push(("layers.2.weight", vec![1], Dtype::F32, vec![0; 4]));
+    assert_eq!(error(&tensors), "1 tensor that the model does not have: `layers.2.weight`");
+    assert_eq!(error(&vec![]).split(':').next(), Some("6 tensors missing"));
+}
+
+#[test]
+fn a_wrong_shape_and_a_wrong_type_are_told_with_what_was_expected() {
+    let mut tensors = whole(Dtype::F32);
+    tensors[1].1 = vec![4, 40];
+    assert_eq!(error(&tensors), "layers.0.weight: expected shape [40, 4], found [4, 40]");
+    let mut tensors = whole(Dtype::F32);
+    tensors[4] = ("layers.1.bias", vec![2], Dtype::I32, vec![0; 8]);
+    assert_eq!(error(&tensors), "layers.1.bias: expected F32, F16 or BF16, found I32");
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_told_by_tensor_and_index() {
+    let mut tensors = whole(Dtype::F32);
+    tensors[3].3[4 * 45..4 * 46].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    let (directory, file) = write(&tensors);
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let error = load_encoded::<Flex, _>(Net::new(), &checkpoint, &Policy::linear(Format::Q8), |_| ()).unwrap_err();
+    let expected = "layers.1.weight: weight [1, 5] is inf: only finite weights can be encoded";
+    assert_eq!(error.to_string(), format!("{}: {expected}", file.display()));
+}
+
+#[test]
+fn a_file_cut_at_any_point_is_refused() {
+    let (directory, file) = write(&whole(Dtype::F32));
+    let bytes = std::fs::read(&file).unwrap();
+    for n in (0..bytes.len()).step_by(7).chain([bytes.len() - 1]) {
+        std::fs::write(&file, &bytes[..n]).unwrap();
+        let message = load_float(directory.path()).unwrap_err();
+        assert!(message.contains("model.safetensors"), "{message}");
+    }
+}
+
+#[test]
+fn a_lying_header_is_refused() {
+    let refuse = |header: &str, data: usize| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        std::fs::write(directory.path().join("model.safetensors"), bytes).unwrap();
+        let message = load_float(directory.path()).unwrap_err();
+        assert!(message.contains("not a whole safetensors file"), "{message}");
+    };
+    refuse(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,80]}}"#, 8);
+    refuse(r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}"#, 8);
+    refuse(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8);
+    refuse("not json", 0);
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("model.safetensors"), u64::MAX.to_le_bytes()).unwrap();
+    assert!(load_float(directory.path()).unwrap_err().contains("header"));
+}
+
+#[test]
+fn a_directory_without_a_checkpoint_says_what_was_expected() {
+    let directory = tempfile::tempdir().unwrap();
+    let message = load_float(directory.path()).unwrap_err();
+    assert!(message.ends_with("expected a checkpoint `model.safetensors`, found no such file"), "{message}");
+    let message = load_float(&directory.path().join("none")).unwrap_err();
+    assert!(message.ends_with("found no such directory"), "{message}");
+}

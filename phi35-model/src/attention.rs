@@ -1,0 +1,45 @@
+use crate::{Config, KvStore, Rope};
+use burn::{
+    module::Module,
+    nn::{Linear, LinearConfig},
+    tensor::{Tensor, backend::Backend},
+};
+
+/// Grouped-query attention with rotary positions.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    /// Queries, keys and values in one: `[(heads + 2 kv heads) * head, hidden]`.
+    pub qkv_proj: Linear<B>,
+    /// `[hidden, heads * head]`
+    pub o_proj: Linear<B>,
+    heads: usize,
+    kv_heads: usize,
+    head: usize,
+}
+
+impl<B: Backend> Attention<B> {
+    pub(crate) fn new(config: &Config, device: &B::Device) -> Self {
+        let (heads, kv_heads, head) = (config.num_attention_heads, config.key_value_heads(), config.head_size());
+        let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
+        Self {
+            qkv_proj: linear(config.hidden_size, (heads + 2 * kv_heads) * head),
+            o_proj: linear(heads * head, config.hidden_size),
+            heads,
+            kv_heads,
+            head,
+        }
+    }
+
+    /// `x [batch, tokens, hidden]` to the same shape; the tokens' keys and values join the store.
+    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, store: &mut impl KvStore<B>) -> Tensor<B, 3> {
+        let [batch, tokens, _] = x.dims();
+        let (heads, kv_heads, head) = (self.heads, self.kv_heads, self.head);
+        let qkv = self.qkv_proj.forward(x).reshape([batch, tokens, heads + 2 * kv_heads, head]).swap_dims(1, 2);
+        let part = |from, n| qkv.clone().slice([0..batch, from..from + n, 0..tokens, 0..head]);
+        let queries = rope.apply(part(0, heads));
+        let keys = rope.apply(part(heads, kv_heads));
+        store.append(keys, part(heads + kv_heads, kv_heads));
+        let attended = store.attend(queries).swap_dims(1, 2).reshape([batch, tokens, heads * head]);
+        self.o_proj.forward(attended)
+    }
+}

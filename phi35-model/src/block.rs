@@ -1,0 +1,40 @@
+use crate::{Attention, Config, KvStore, Mlp, Rope};
+use burn::{
+    module::Module,
+    nn::{RmsNorm, RmsNormConfig},
+    tensor::{Tensor, backend::Backend},
+};
+
+/// One decoder layer: attention and feed-forward, each on the normalised residual stream and added to it.
+#[derive(Module, Debug)]
+pub struct DecoderLayer<B: Backend> {
+    /// Attention.
+    pub self_attn: Attention<B>,
+    /// Feed-forward.
+    pub mlp: Mlp<B>,
+    /// Before attention.
+    pub input_layernorm: RmsNorm<B>,
+    /// Before the feed-forward layer.
+    pub post_attention_layernorm: RmsNorm<B>,
+}
+
+impl<B: Backend> DecoderLayer<B> {
+    pub(crate) fn new(config: &Config, device: &B::Device) -> Self {
+        Self {
+            self_attn: Attention::new(config, device),
+            mlp: Mlp::new(config, device),
+            input_layernorm: norm(config, device),
+            post_attention_layernorm: norm(config, device),
+        }
+    }
+
+    /// `x [batch, tokens, hidden]` to the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, store: &mut impl KvStore<B>) -> Tensor<B, 3> {
+        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rope, store);
+        x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
+    }
+}
+
+pub(crate) fn norm<B: Backend>(config: &Config, device: &B::Device) -> RmsNorm<B> {
+    RmsNormConfig::new(config.hidden_size).with_epsilon(config.rms_norm_eps).init(device)
+}

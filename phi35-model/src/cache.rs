@@ -1,0 +1,174 @@
+//! The key-value cache: what attention needs of earlier tokens.
+
+use burn::tensor::{Bool, Tensor, activation::softmax, backend::Backend};
+
+/// Keys and values of one layer. Another storage (encoded, paged) is another implementation.
+pub trait KvStore<B: Backend> {
+    /// Appends the keys and values of new tokens, `[batch, kv heads, tokens, head]` each, keys already rotated.
+    fn append(&mut self, keys: Tensor<B, 4>, values: Tensor<B, 4>);
+
+    /// Scaled dot-product attention over everything stored, causal, for the queries of the tokens appended last.
+    ///
+    /// `queries`: `[batch, heads, tokens, head]`, where `heads` is a multiple of the key-value heads and neighbouring
+    /// query heads share one. Returns the same shape. Scores are scaled by `head^-0.5`.
+    fn attend(&self, queries: Tensor<B, 4>) -> Tensor<B, 4>;
+
+    /// Tokens stored.
+    fn len(&self) -> usize;
+
+    /// Whether no token is stored.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The caches of all layers.
+#[derive(Debug, Clone)]
+pub struct KvCache<S> {
+    pub(crate) layers: Vec<S>,
+}
+
+impl<S: Default> KvCache<S> {
+    /// Empty caches for `layers` layers.
+    pub fn new(layers: usize) -> Self {
+        Self { layers: (0..layers).map(|_| S::default()).collect() }
+    }
+}
+
+impl<S> KvCache<S> {
+    /// Tokens stored.
+    pub fn len<B: Backend>(&self) -> usize
+    where
+        S: KvStore<B>,
+    {
+        self.layers.first().map_or(0, |layer| layer.len())
+    }
+}
+
+/// Keys and values as float tensors with room to grow.
+///
+/// The tensors are doubled when full. In between, appending writes only the new tokens on backends that assign in place
+/// when they hold the only reference (Flex, NdArray); reading is a view on Flex.
+#[derive(Debug, Clone)]
+pub struct DenseKv<B: Backend> {
+    /// Keys and values, `[batch, kv heads, capacity, head]` each.
+    room: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+    len: usize,
+}
+
+impl<B: Backend> Default for DenseKv<B> {
+    fn default() -> Self {
+        Self { room: None, len: 0 }
+    }
+}
+
+/// Tokens that the first allocation holds.
+const FIRST_CAPACITY: usize = 64;
+
+impl<B: Backend> KvStore<B> for DenseKv<B> {
+    fn append(&mut self, keys: Tensor<B, 4>, values: Tensor<B, 4>) {
+        let end = self.len + keys.dims()[2];
+        let place = |room: Option<Tensor<B, 4>>, new: Tensor<B, 4>| {
+            let [batch, heads, _, head] = new.dims();
+            let capacity = room.as_ref().map_or(0, |room| room.dims()[2]);
+            let room = if end <= capacity {
+                room.expect("a capacity has a tensor")
+            } else {
+                let capacity = end.max(2 * capacity).max(FIRST_CAPACITY);
+                let larger = Tensor::zeros([batch, heads, capacity, head], &new.device());
+                match room {
+                    Some(room) => {
+                        let old = [0..batch, 0..heads, 0..self.len, 0..head];
+                        larger.slice_assign(old.clone(), room.slice(old))
+                    }
+                    None => larger,
+                }
+            };
+            room.slice_assign([0..batch, 0..heads, self.len..end, 0..head], new)
+        };
+        // Taken out, so that the backend sees the only reference and may write in place.
+        let (old_keys, old_values) = self.room.take().unzip();
+        self.room = Some((place(old_keys, keys), place(old_values, values)));
+        self.len = end;
+    }
+
+    fn attend(&self, queries: Tensor<B, 4>) -> Tensor<B, 4> {
+        let Some((keys, values)) = &self.room else { return queries };
+        let [batch, heads, tokens, head] = queries.dims();
+        let [_, kv_heads, _, _] = keys.dims();
+        let stored = |room: &Tensor<B, 4>| room.clone().slice([0..batch, 0..kv_heads, 0..self.len, 0..head]);
+
+        // Query heads that share a key-value head are rows of one product.
+        let rows = heads / kv_heads * tokens;
+        let queries = queries.reshape([batch, kv_heads, rows, head]) * (head as f64).powf(-0.5);
+        let scores = queries.matmul(stored(keys).swap_dims(2, 3)).reshape([batch, heads, tokens, self.len]);
+        let scores = match self.future(tokens, &scores.device()) {
+            Some(future) => scores.mask_fill(future.expand([batch, heads, tokens, self.len]), f32::NEG_INFINITY),
+            None => scores,
+        };
+        let weights = softmax(scores, 3).reshape([batch, kv_heads, rows, self.len]);
+        weights.matmul(stored(values)).reshape([batch, heads, tokens, head])
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+}
+
+impl<B: Backend> DenseKv<B> {
+    /// `[1, 1, tokens, len]`, true where a key is later than the query. One query sees everything.
+    fn future(&self, tokens: usize, device: &B::Device) -> Option<Tensor<B, 4, Bool>> {
+        (tokens > 1).then(|| {
+            Tensor::<B, 2, Bool>::tril_mask([tokens, self.len], (self.len - tokens) as i64, device).unsqueeze::<4>()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Distribution, Tolerance};
+    use burn_flex::Flex;
+
+    /// Attention of one query over the first `seen` keys, by the formula.
+    fn one_query(q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f32> {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+        let scores: Vec<f32> = keys.iter().map(|k| (dot(q, k) / (q.len() as f32).sqrt()).exp()).collect();
+        let total: f32 = scores.iter().sum();
+        (0..q.len()).map(|d| scores.iter().zip(values).map(|(s, v)| s / total * v[d]).sum()).collect()
+    }
+
+    #[test]
+    fn any_split_of_the_tokens_attends_as_the_formula_says() {
+        let (heads, kv_heads, head, total) = (6, 2, 4, 150);
+        let device = Default::default();
+        let random = |h| Tensor::<Flex, 4>::random([1, h, total, head], Distribution::Default, &device);
+        let (q, k, v) = (random(heads), random(kv_heads), random(kv_heads));
+        let rows = |t: &Tensor<Flex, 4>, h: usize| -> Vec<Vec<f32>> {
+            let flat: Vec<f32> = t.to_data().to_vec().unwrap();
+            flat.chunks(head).skip(h * total).take(total).map(<[f32]>::to_vec).collect()
+        };
+        let mut expected = Vec::new();
+        for h in 0..heads {
+            let (q, k, v) = (rows(&q, h), rows(&k, h / 3), rows(&v, h / 3));
+            expected.extend((0..total).flat_map(|t| one_query(&q[t], &k[..=t], &v[..=t])));
+        }
+        let expected = burn::tensor::TensorData::new(expected, [1, heads, total, head]);
+        for split in [vec![150], vec![1, 149], vec![63, 1, 1, 64, 21], vec![1; 150]] {
+            let mut store = DenseKv::<Flex>::default();
+            let mut start = 0;
+            let parts: Vec<_> = split
+                .iter()
+                .map(|&n| {
+                    let part = |t: &Tensor<Flex, 4>| t.clone().slice_dim(2, start..start + n);
+                    store.append(part(&k), part(&v));
+                    let attended = store.attend(part(&q));
+                    start += n;
+                    attended
+                })
+                .collect();
+            assert_eq!(store.len(), total);
+            Tensor::cat(parts, 2).into_data().assert_approx_eq::<f32>(&expected, Tolerance::rel_abs(1e-4, 1e-5));
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! `config.json` and `generation_config.json` as Hugging Face writes them.
+
+use serde::{Deserialize, de::DeserializeOwned};
+use std::path::{Path, PathBuf};
+
+/// The architecture: `config.json` of a `Phi3ForCausalLM`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Config {
+    /// Must be `phi3`.
+    pub model_type: String,
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; as many as query heads if absent.
+    pub num_key_value_heads: Option<usize>,
+    /// Size of a head; `hidden_size / num_attention_heads` if absent.
+    pub head_dim: Option<usize>,
+    /// Longest sequence.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square before the root.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary wavelengths.
+    pub rope_theta: f64,
+    /// Rescaled rotary wavelengths.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Share of a head's dimensions that is rotated.
+    #[serde(default = "one")]
+    pub partial_rotary_factor: f64,
+    /// Keys that a query sees, itself included.
+    pub sliding_window: Option<usize>,
+    /// Whether the head is the embedding.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    /// Activation of the feed-forward layers.
+    #[serde(default = "silu")]
+    pub hidden_act: String,
+    /// Ids that end a text, where no `generation_config.json` names them.
+    #[serde(default)]
+    pub eos_token_id: TokenIds,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn silu() -> String {
+    "silu".to_owned()
+}
+
+/// Rescaled rotary wavelengths, by name.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct RopeScaling {
+    /// Name of the rule.
+    #[serde(rename = "type", alias = "rope_type")]
+    pub kind: String,
+}
+
+/// No id, one, or several, as the same field of Hugging Face files may hold.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(from = "Option<OneOrMany>")]
+pub struct TokenIds(pub Vec<u32>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl From<Option<OneOrMany>> for TokenIds {
+    fn from(ids: Option<OneOrMany>) -> Self {
+        Self(match ids {
+            None => Vec::new(),
+            Some(OneOrMany::One(id)) => vec![id],
+            Some(OneOrMany::Many(ids)) => ids,
+        })
+    }
+}
+
+/// What this crate reads of `generation_config.json`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct GenerationConfig {
+    /// Ids that end a text.
+    #[serde(default)]
+    pub eos_token_id: TokenIds,
+}
+
+/// Why a model's configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file is no JSON, or lacks a field.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        source: serde_json::Error,
+    },
+    /// A field has a value that this crate does not implement, or that makes no model.
+    #[error("config: `{field}` is {found}: expected {expected}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks `config.json`.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = read_json(path)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the sizes make a model and that everything asked for is implemented.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let require = |ok: bool, field, found: String, expected: &str| {
+            if ok { Ok(()) } else { Err(ConfigError::Field { field, found, expected: expected.to_owned() }) }
+        };
+        require(self.model_type == "phi3", "model_type", format!("`{}`", self.model_type), "`phi3`")?;
+        require(self.hidden_act == "silu", "hidden_act", format!("`{}`", self.hidden_act), "`silu`")?;
+        if let Some(scaling) = &self.rope_scaling {
+            require(false, "rope_scaling", format!("`{}`", scaling.kind), "none: scaled rope is not implemented yet")?;
+        }
+        let window = self.sliding_window.filter(|&w| w < self.max_position_embeddings);
+        require(
+            window.is_none(),
+            "sliding_window",
+            format!("{window:?}"),
+            "at least `max_position_embeddings`: a shorter window is not implemented yet",
+        )?;
+        for (field, size) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.key_value_heads()),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ] {
+            require((1..=1 << 24).contains(&size), field, size.to_string(), "1 to 16777216")?;
+        }
+        let (heads, kv_heads) = (self.num_attention_heads, self.key_value_heads());
+        require(
+            heads.is_multiple_of(kv_heads),
+            "num_attention_heads",
+            heads.to_string(),
+            &format!("a multiple of `num_key_value_heads`, {kv_heads}"),
+        )?;
+        require(
+            self.head_dim.is_some() || self.hidden_size.is_multiple_of(heads),
+            "hidden_size",
+            self.hidden_size.to_string(),
+            &format!("a multiple of `num_attention_heads`, {heads}"),
+        )?;
+        let rotary = self.rotary_dim();
+        require(
+            rotary.is_multiple_of(2) && (2..=self.head_size()).contains(&rotary),
+            "partial_rotary_factor",
+            self.partial_rotary_factor.to_string(),
+            &format!("one that rotates an even number of a head's {} dimensions", self.head_size()),
+        )?;
+        require(self.rms_norm_eps > 0.0, "rms_norm_eps", self.rms_norm_eps.to_string(), "more than 0")?;
+        require(self.rope_theta > 0.0, "rope_theta", self.rope_theta.to_string(), "more than 0")
+    }
+
+    /// Key and value heads.
+    pub fn key_value_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// Dimensions of a head.
+    pub fn head_size(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Dimensions of a head that are rotated.
+    pub fn rotary_dim(&self) -> usize {
+        (self.head_size() as f64 * self.partial_rotary_factor) as usize
+    }
+}
+
+impl GenerationConfig {
+    /// Reads `generation_config.json`.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        read_json(path)
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"{"model_type": "phi3", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "eos_token_id": [2, 7]}"#;
+
+    fn with(field: &str, value: serde_json::Value) -> Result<(), String> {
+        let mut json: serde_json::Value = serde_json::from_str(MINIMAL).unwrap();
+        json[field] = value;
+        serde_json::from_value::<Config>(json).unwrap().validate().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn absent_fields_have_hugging_faces_defaults() {
+        let config: Config = serde_json::from_str(MINIMAL).unwrap();
+        config.validate().unwrap();
+        assert_eq!((config.key_value_heads(), config.head_size(), config.rotary_dim()), (4, 4, 4));
+        assert_eq!(config.eos_token_id, TokenIds(vec![2, 7]));
+        assert!(!config.tie_word_embeddings);
+    }
+
+    #[test]
+    fn what_is_not_implemented_is_refused_by_field() {
+        let unknown = with("model_type", "llama".into()).unwrap_err();
+        assert_eq!(unknown, "config: `model_type` is `llama`: expected `phi3`");
+        assert!(with("rope_scaling", serde_json::json!({"type": "longrope"})).unwrap_err().contains("longrope"));
+        assert!(with("sliding_window", 16.into()).unwrap_err().contains("sliding_window"));
+        assert!(with("sliding_window", 262144.into()).is_ok());
+        assert!(with("hidden_act", "gelu".into()).is_err());
+    }
+
+    #[test]
+    fn sizes_that_make_no_model_are_refused() {
+        for (field, value) in [
+            ("num_attention_heads", 3),
+            ("num_key_value_heads", 3),
+            ("num_key_value_heads", 0),
+            ("num_attention_heads", 0),
+            ("vocab_size", 0),
+            ("hidden_size", 1u64 << 40),
+        ] {
+            assert!(with(field, value.into()).is_err(), "{field} = {value}");
+        }
+        assert!(with("partial_rotary_factor", 0.3.into()).is_err());
+        assert!(with("rope_theta", 0.0.into()).is_err());
+    }
+}

@@ -1,0 +1,149 @@
+use crate::{DenseKv, KvCache, Phi3};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+
+/// How to generate. The most likely token is taken each time.
+#[derive(Debug, Clone, Default)]
+pub struct Generation {
+    /// Tokens to generate at most.
+    pub max_new_tokens: usize,
+    /// Ids that end the text; they are not given out.
+    pub stop_ids: Vec<u32>,
+    /// Only ids below this are considered: rows of the head beyond the tokenizer's vocabulary are padding.
+    pub vocabulary: Option<usize>,
+}
+
+/// Why generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// A stop id came.
+    Eos,
+    /// As many tokens as asked for, or as the model's context holds.
+    Length,
+}
+
+/// Why a prompt cannot be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// Nothing to start from.
+    #[error("the prompt has no tokens: expected at least one")]
+    Empty,
+    /// The context is too short for it.
+    #[error("the prompt has {found} tokens: the model's context holds {limit}")]
+    TooLong {
+        /// Tokens of the prompt.
+        found: usize,
+        /// `max_position_embeddings`.
+        limit: usize,
+    },
+    /// The model has no row for this id.
+    #[error("token id {found}: the model's vocabulary has {vocabulary} ids")]
+    UnknownId {
+        /// The id.
+        found: u32,
+        /// `vocab_size`.
+        vocabulary: usize,
+    },
+}
+
+/// Checks a prompt and returns the tokens that follow it, one at a time: drop the iterator to cancel.
+pub fn generate<'m, B: Backend>(
+    model: &'m Phi3<B>,
+    prompt: &[u32],
+    options: Generation,
+) -> Result<Generate<'m, B>, PromptError> {
+    check_prompt(model, prompt)?;
+    Ok(Generate { model, cache: model.cache(), next: prompt.to_vec(), produced: 0, options, stopped: None })
+}
+
+/// Fails unless the model can run these tokens in one sequence.
+pub(crate) fn check_prompt<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Result<(), PromptError> {
+    let (limit, vocabulary) = (model.config().max_position_embeddings, model.config().vocab_size);
+    if ids.is_empty() {
+        return Err(PromptError::Empty);
+    }
+    if ids.len() > limit {
+        return Err(PromptError::TooLong { found: ids.len(), limit });
+    }
+    match ids.iter().find(|&&id| id as usize >= vocabulary) {
+        Some(&found) => Err(PromptError::UnknownId { found, vocabulary }),
+        None => Ok(()),
+    }
+}
+
+/// Tokens as they are generated.
+#[derive(Debug)]
+pub struct Generate<'m, B: Backend> {
+    model: &'m Phi3<B>,
+    cache: KvCache<DenseKv<B>>,
+    /// Tokens not yet run: the prompt, then the last token given out.
+    next: Vec<u32>,
+    produced: usize,
+    options: Generation,
+    stopped: Option<StopReason>,
+}
+
+impl<B: Backend> Generate<'_, B> {
+    /// Why the iterator ended; `None` before.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.stopped
+    }
+
+    /// Logits of the token that follows, `[vocabulary]`.
+    fn next_logits(&mut self) -> Vec<f32> {
+        let hidden = self.model.hidden(input(&self.next, self.model), &mut self.cache);
+        let tokens = hidden.dims()[1];
+        let last = hidden.slice_dim(1, tokens - 1..tokens);
+        self.model.logits(last).into_data().convert::<f32>().into_vec().expect("just converted to f32")
+    }
+}
+
+impl<B: Backend> Iterator for Generate<'_, B> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        if self.stopped.is_some() {
+            return None;
+        }
+        let context = self.model.config().max_position_embeddings;
+        if self.produced == self.options.max_new_tokens || self.cache.len() + self.next.len() > context {
+            self.stopped = Some(StopReason::Length);
+            return None;
+        }
+        let logits = self.next_logits();
+        let considered = self.options.vocabulary.unwrap_or(logits.len()).min(logits.len());
+        let id = largest(&logits[..considered]);
+        if self.options.stop_ids.contains(&id) {
+            self.stopped = Some(StopReason::Eos);
+            return None;
+        }
+        self.produced += 1;
+        self.next = vec![id];
+        Some(id)
+    }
+}
+
+/// The first index of the largest value; NaN is never larger.
+fn largest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+fn input<B: Backend>(ids: &[u32], model: &Phi3<B>) -> Tensor<B, 2, Int> {
+    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let n = ids.len();
+    Tensor::from_data(TensorData::new(ids, [1, n]), &model.model.norm.gamma.device())
+}
+
+impl<B: Backend> Phi3<B> {
+    /// Logits at every position of one sequence, `[tokens, vocabulary]`.
+    pub fn sequence_logits(&self, ids: &[u32]) -> Result<Tensor<B, 2>, PromptError> {
+        check_prompt(self, ids)?;
+        let mut cache: KvCache<DenseKv<B>> = self.cache();
+        Ok(self.forward(input(ids, self), &mut cache).squeeze_dim(0))
+    }
+}

@@ -1,0 +1,31 @@
+use crate::Config;
+use burn::{
+    module::Module,
+    nn::{Linear, LinearConfig},
+    tensor::{Tensor, activation::silu, backend::Backend},
+};
+
+/// The gated feed-forward layer: `down(silu(gate(x)) * up(x))`.
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    /// Gate and up in one, gate first: `[2 * intermediate, hidden]`.
+    pub gate_up_proj: Linear<B>,
+    /// `[hidden, intermediate]`
+    pub down_proj: Linear<B>,
+}
+
+impl<B: Backend> Mlp<B> {
+    pub(crate) fn new(config: &Config, device: &B::Device) -> Self {
+        let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
+        Self {
+            gate_up_proj: linear(config.hidden_size, 2 * config.intermediate_size),
+            down_proj: linear(config.intermediate_size, config.hidden_size),
+        }
+    }
+
+    /// `x [batch, tokens, hidden]` to the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [gate, up] = self.gate_up_proj.forward(x).chunk(2, 2).try_into().expect("an even width has two halves");
+        self.down_proj.forward(silu(gate) * up)
+    }
+}

@@ -1,0 +1,104 @@
+use crate::{Qins, QinsFloat, QinsTensor, bytes, view::View};
+use burn_backend::{
+    Backend, ExecutionError, FloatDType, Shape, Slice, TensorData,
+    ops::QTensorOps,
+    quantization::{QuantScheme, QuantizationParametersPrimitive},
+    tensor::{Device, FloatTensor, IntTensor, QuantizedTensor},
+};
+use qins_codec::Format;
+
+/// What Burn's own quantization API encodes to: it has no way to name another.
+const DEFAULT_FORMAT: Format = Format::Q8;
+
+/// The provided operations go through [`dequantize`](QTensorOps::dequantize), which decodes nothing by itself.
+impl<B: Backend> QTensorOps<Self> for Qins<B> {
+    /// # Panics
+    /// If the data is not QINS data, with the text of [`BytesError`](crate::BytesError): Burn's signature leaves no other way.
+    fn q_from_data(data: TensorData, device: &Device<Self>) -> QuantizedTensor<Self> {
+        bytes::from_data(&data, device).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn quantize(
+        tensor: FloatTensor<Self>,
+        scheme: &QuantScheme,
+        _qparams: QuantizationParametersPrimitive<Self>,
+    ) -> QuantizedTensor<Self> {
+        Self::quantize_dynamic(tensor, scheme)
+    }
+
+    /// Encodes with groups along the last axis; the encoder finds its own scales.
+    ///
+    /// # Panics
+    /// If a value is NaN or infinite.
+    fn quantize_dynamic(tensor: FloatTensor<Self>, _scheme: &QuantScheme) -> QuantizedTensor<Self> {
+        match tensor {
+            QinsFloat::Coded(tensor, _) => tensor,
+            QinsFloat::Dense(tensor) => {
+                QinsTensor::encode(tensor, DEFAULT_FORMAT).unwrap_or_else(|error| panic!("{error}"))
+            }
+        }
+    }
+
+    /// Decodes nothing yet.
+    fn dequantize(tensor: QuantizedTensor<Self>, dtype: FloatDType) -> FloatTensor<Self> {
+        QinsFloat::Coded(tensor, dtype)
+    }
+
+    fn q_device(tensor: &QuantizedTensor<Self>) -> Device<Self> {
+        B::int_device(&tensor.codes)
+    }
+
+    fn q_to_device(tensor: QuantizedTensor<Self>, device: &Device<Self>) -> QuantizedTensor<Self> {
+        QinsTensor {
+            codes: B::int_to_device(tensor.codes, device),
+            scales: B::int_to_device(tensor.scales, device),
+            ..tensor
+        }
+    }
+
+    async fn q_into_data(tensor: QuantizedTensor<Self>) -> Result<TensorData, ExecutionError> {
+        bytes::to_data(tensor).await
+    }
+
+    fn q_reshape(tensor: QuantizedTensor<Self>, shape: Shape) -> QuantizedTensor<Self> {
+        match tensor.view.reshape(shape.as_slice()) {
+            Some(view) => tensor.with_view(view),
+            None => through_float(tensor, |float| B::float_reshape(float, shape)),
+        }
+    }
+
+    fn q_swap_dims(tensor: QuantizedTensor<Self>, dim1: usize, dim2: usize) -> QuantizedTensor<Self> {
+        let view = tensor.view.swap_dims(dim1, dim2);
+        tensor.with_view(view)
+    }
+
+    fn q_permute(tensor: QuantizedTensor<Self>, axes: &[usize]) -> QuantizedTensor<Self> {
+        let view: View = tensor.view.permute(axes);
+        tensor.with_view(view)
+    }
+
+    fn q_expand(tensor: QuantizedTensor<Self>, shape: Shape) -> QuantizedTensor<Self> {
+        through_float(tensor, |float| B::float_expand(float, shape))
+    }
+
+    fn q_flip(tensor: QuantizedTensor<Self>, axes: &[usize]) -> QuantizedTensor<Self> {
+        through_float(tensor, |float| B::float_flip(float, axes))
+    }
+
+    fn q_select(tensor: QuantizedTensor<Self>, dim: usize, indices: IntTensor<Self>) -> QuantizedTensor<Self> {
+        through_float(tensor, |float| B::float_select(float, dim, indices))
+    }
+
+    fn q_slice(tensor: QuantizedTensor<Self>, slices: &[Slice]) -> QuantizedTensor<Self> {
+        through_float(tensor, |float| B::float_slice(float, slices))
+    }
+}
+
+/// Decodes, applies `op` and encodes with the same constants: groups that `op` leaves whole keep their codes.
+fn through_float<B: Backend>(
+    tensor: QinsTensor<B>,
+    op: impl FnOnce(FloatTensor<B>) -> FloatTensor<B>,
+) -> QinsTensor<B> {
+    let header = *tensor.header();
+    QinsTensor::encode_like(op(tensor.decode(FloatDType::F32)), &header).expect("decoded weights are finite")
+}

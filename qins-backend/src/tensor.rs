@@ -1,0 +1,180 @@
+use crate::{Qins, kernels, view::View};
+use burn_backend::{
+    Backend, DType, FloatDType, QTensorPrimitive, Shape, TensorData, TensorMetadata, TensorPrimitive,
+    quantization::{QuantLevel, QuantMode, QuantParam, QuantScheme, QuantStore, QuantValue},
+    tensor::{Device, FloatTensor, IntTensor},
+};
+use qins_codec::{Decoder, EncodeError, Encoded, Format, Header, Slice, Weights, encode, encode_with};
+use std::sync::Arc;
+
+/// The scheme that QINS tensors report.
+///
+/// Burn's list of schemes is closed, so this is one that it can name and that NdArray, Flex and CubeCL all refuse to
+/// read: codes that reach one of them without the decorator fail loudly. The true format is in the bytes' own header.
+pub const QINS_SCHEME: QuantScheme = QuantScheme {
+    value: QuantValue::Q8S,
+    param: QuantParam::F32,
+    store: QuantStore::PackedNative(0),
+    level: QuantLevel::Tensor,
+    mode: QuantMode::Symmetric,
+};
+
+/// The float primitive of [`Qins<B>`]: `B`'s own, or codes that stand for it until an operation needs floats.
+#[derive(Debug, Clone)]
+pub enum QinsFloat<B: Backend> {
+    /// A float tensor of the inner backend.
+    Dense(FloatTensor<B>),
+    /// An encoded tensor, to be decoded to the given type.
+    Coded(QinsTensor<B>, FloatDType),
+}
+
+impl<B: Backend> QinsFloat<B> {
+    /// The inner backend's float tensor, decoded if need be.
+    pub fn dense(self) -> FloatTensor<B> {
+        match self {
+            Self::Dense(tensor) => tensor,
+            Self::Coded(tensor, dtype) => tensor.decode(dtype),
+        }
+    }
+}
+
+impl<B: Backend> TensorMetadata for QinsFloat<B> {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::Dense(tensor) => tensor.dtype(),
+            Self::Coded(_, dtype) => (*dtype).into(),
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        match self {
+            Self::Dense(tensor) => tensor.shape(),
+            Self::Coded(tensor, _) => tensor.shape(),
+        }
+    }
+}
+
+/// A tensor stored in QINS codes on a device of `B`.
+///
+/// Codes and scale codes are packed four to a 32-bit word, because some devices address nothing smaller. A weight of
+/// Burn's `Linear`, `[in, out]`, is a transposed view over the encoded matrix `[out, in]`.
+#[derive(Debug, Clone)]
+pub struct QinsTensor<B: Backend> {
+    /// `u32 [rows * code bytes a row / 4]`
+    pub(crate) codes: IntTensor<B>,
+    /// `u32 [rows * scale bytes a row / 4]`, rounded up
+    pub(crate) scales: IntTensor<B>,
+    pub(crate) decoder: Arc<Decoder>,
+    pub(crate) view: View,
+}
+
+impl<B: Backend> QinsTensor<B> {
+    /// Moves an encoded matrix to a device, as a tensor `[out, in]`.
+    pub fn from_encoded(encoded: Encoded, device: &Device<B>) -> Self {
+        let &Header { rows, cols, .. } = encoded.header();
+        let (decoder, codes, scales) = encoded.into_parts();
+        Self::new(Arc::new(decoder), &codes, &scales, View::new(vec![rows, cols]), device)
+    }
+
+    pub(crate) fn new(decoder: Arc<Decoder>, codes: &[u8], scales: &[u8], view: View, device: &Device<B>) -> Self {
+        let words = |bytes: &[u8]| {
+            let words: Vec<u32> = bytes
+                .chunks(4)
+                .map(|chunk| {
+                    let mut word = [0; 4];
+                    word[..chunk.len()].copy_from_slice(chunk);
+                    u32::from_le_bytes(word)
+                })
+                .collect();
+            let n = words.len();
+            B::int_from_data(TensorData::new(words, [n]), device)
+        };
+        Self { codes: words(codes), scales: words(scales), decoder, view }
+    }
+
+    /// Encodes a tensor with groups along its last dimension.
+    ///
+    /// # Errors
+    /// [`EncodeError::NotFinite`], with the row counted over all leading dimensions.
+    pub fn encode(tensor: FloatTensor<B>, format: Format) -> Result<Self, EncodeError> {
+        Self::encode_by(tensor, |weights| encode(format, weights))
+    }
+
+    /// Encodes a tensor with the constants of another, so that groups which were decoded from them stay as they were.
+    pub(crate) fn encode_like(tensor: FloatTensor<B>, header: &Header) -> Result<Self, EncodeError> {
+        Self::encode_by(tensor, |weights| {
+            encode_with(Header { rows: weights.rows(), cols: weights.cols(), ..*header }, weights)
+        })
+    }
+
+    fn encode_by(
+        tensor: FloatTensor<B>,
+        encode: impl FnOnce(&Slice<'_>) -> Result<Encoded, EncodeError>,
+    ) -> Result<Self, EncodeError> {
+        let (shape, device) = (tensor.shape(), B::float_device(&tensor));
+        let values = read_f32::<B>(tensor);
+        let cols = shape.as_slice().last().copied().unwrap_or(1);
+        let rows = if cols == 0 { 0 } else { values.len() / cols };
+        let (decoder, codes, scales) = encode(&Slice::new(&values, rows, cols))?.into_parts();
+        Ok(Self::new(Arc::new(decoder), &codes, &scales, View::new(shape.to_vec()), &device))
+    }
+
+    /// Format, shape and constants of the encoded matrix.
+    pub fn header(&self) -> &Header {
+        self.decoder.header()
+    }
+
+    /// The floats that the codes stand for.
+    pub fn decode(self, dtype: FloatDType) -> FloatTensor<B> {
+        let matrix = kernels::decode(&self, dtype);
+        Self::shaped(matrix, &self.view)
+    }
+
+    /// The tensor with two dimensions exchanged; no code moves.
+    pub fn transpose(self) -> Self {
+        let rank = self.view.axes().len();
+        let view = self.view.swap_dims(rank - 2, rank - 1);
+        self.with_view(view)
+    }
+
+    pub(crate) fn with_view(self, view: View) -> Self {
+        Self { view, ..self }
+    }
+
+    /// Gives decoded weights the shape of a view.
+    pub(crate) fn shaped(decoded: FloatTensor<B>, view: &View) -> FloatTensor<B> {
+        let stored = B::float_reshape(decoded, view.stored().to_vec().into());
+        if view.axes().is_sorted() { stored } else { B::float_permute(stored, view.axes()) }
+    }
+
+    /// As the primitive of a `Tensor<Qins<B>, D>`.
+    pub fn into_primitive(self) -> TensorPrimitive<Qins<B>> {
+        TensorPrimitive::QFloat(self)
+    }
+}
+
+/// Reads a float tensor of any type as f32, row-major.
+pub(crate) fn read_f32<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
+    let data = burn_backend::read_sync(B::float_into_data(tensor)).expect("a tensor can be read from its device");
+    data.convert::<f32>().into_vec().expect("just converted to f32")
+}
+
+impl<B: Backend> TensorMetadata for QinsTensor<B> {
+    fn dtype(&self) -> DType {
+        DType::QFloat(QINS_SCHEME)
+    }
+
+    fn shape(&self) -> Shape {
+        self.view.shape()
+    }
+}
+
+impl<B: Backend> QTensorPrimitive for QinsTensor<B> {
+    fn scheme(&self) -> &QuantScheme {
+        &QINS_SCHEME
+    }
+
+    fn default_scheme() -> QuantScheme {
+        QINS_SCHEME
+    }
+}

@@ -1,0 +1,159 @@
+//! How a tensor of any rank lies over an encoded matrix, so that transposing and reshaping move no code.
+
+use burn_backend::Shape;
+
+/// A row-major array over the matrix's weights, seen with its axes permuted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct View {
+    /// Dimensions in storage order; their product is `rows * cols`.
+    stored: Vec<usize>,
+    /// Dimension `i` of the tensor is stored dimension `axes[i]`.
+    axes: Vec<usize>,
+}
+
+impl View {
+    /// The array as stored.
+    pub(crate) fn new(stored: Vec<usize>) -> Self {
+        let axes = (0..stored.len()).collect();
+        Self { stored, axes }
+    }
+
+    /// A view read from a file. `None` unless `axes` is a permutation of the stored dimensions.
+    pub(crate) fn from_parts(stored: Vec<usize>, axes: Vec<usize>) -> Option<Self> {
+        let mut sorted = axes.clone();
+        sorted.sort_unstable();
+        sorted.iter().copied().eq(0..stored.len()).then_some(Self { stored, axes })
+    }
+
+    pub(crate) fn stored(&self) -> &[usize] {
+        &self.stored
+    }
+
+    pub(crate) fn axes(&self) -> &[usize] {
+        &self.axes
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        self.axes.iter().map(|&a| self.stored[a]).collect::<Vec<_>>().into()
+    }
+
+    pub(crate) fn permute(&self, axes: &[usize]) -> Self {
+        Self { stored: self.stored.clone(), axes: axes.iter().map(|&a| self.axes[a]).collect() }
+    }
+
+    pub(crate) fn swap_dims(&self, dim1: usize, dim2: usize) -> Self {
+        let mut axes: Vec<_> = (0..self.axes.len()).collect();
+        axes.swap(dim1, dim2);
+        self.permute(&axes)
+    }
+
+    /// The view with another shape over the same weights, where no weight has to move: always as stored; with permuted
+    /// axes, if only dimensions of size 1 come or go.
+    pub(crate) fn reshape(&self, shape: &[usize]) -> Option<Self> {
+        if self.axes.iter().copied().eq(0..self.axes.len()) {
+            return Some(Self::new(shape.to_vec()));
+        }
+        let kept: Vec<usize> = self.axes.iter().copied().filter(|&a| self.stored[a] != 1).collect();
+        if !shape.iter().copied().filter(|&n| n != 1).eq(kept.iter().map(|&a| self.stored[a])) {
+            return None;
+        }
+        // Stored order: the kept dimensions as they were, then the new ones of size 1.
+        let mut order = kept.clone();
+        order.sort_unstable();
+        let mut stored: Vec<usize> = order.iter().map(|&a| self.stored[a]).collect();
+        let mut next_kept = kept.iter();
+        let mut axes = Vec::with_capacity(shape.len());
+        for &n in shape {
+            if n == 1 {
+                axes.push(stored.len());
+                stored.push(1);
+            } else {
+                let a = next_kept.next().expect("as many dimensions beyond 1 as the shape");
+                axes.push(order.iter().position(|o| o == a).expect("a kept dimension"));
+            }
+        }
+        Some(Self { stored, axes })
+    }
+
+    /// Whether the last two dimensions are `[in, out]` over a matrix `[out, in]` of `cols` columns, any others being 1:
+    /// the right-hand side of a product whose sum runs along the groups.
+    pub(crate) fn is_transposed_matrix(&self, cols: usize) -> bool {
+        let [leading @ .., input, output] = self.axes.as_slice() else { return false };
+        leading.iter().all(|&a| self.stored[a] == 1) && input > output && self.stored[*input] == cols
+    }
+
+    /// Whether index `i` along `dim` is row `i` of a matrix of `cols` columns.
+    pub(crate) fn is_row_axis(&self, dim: usize, cols: usize) -> bool {
+        let axis = self.axes[dim];
+        self.stored[..axis].iter().all(|&n| n == 1) && self.stored[axis + 1..].iter().product::<usize>() == cols
+    }
+
+    /// The view after keeping `rows` rows along `dim`, a row axis.
+    pub(crate) fn with_rows(&self, dim: usize, rows: usize) -> Self {
+        let mut view = self.clone();
+        view.stored[self.axes[dim]] = rows;
+        view
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Offset of every element of the view, in its own row-major order.
+    fn offsets(view: &View) -> Vec<usize> {
+        let mut strides = vec![1; view.stored.len()];
+        for i in (1..strides.len()).rev() {
+            strides[i - 1] = strides[i] * view.stored[i];
+        }
+        let mut out = vec![0];
+        for &a in &view.axes {
+            out = out
+                .iter()
+                .flat_map(|&o| (0..view.stored[a]).map(move |i| (o, i)))
+                .map(|(o, i)| o + i * strides[a])
+                .collect();
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn reshaping_moves_no_weight(
+            stored in prop::collection::vec(1usize..4, 1..5),
+            seed in any::<u64>(),
+            ones in prop::collection::vec(any::<bool>(), 6),
+        ) {
+            let mut axes: Vec<usize> = (0..stored.len()).collect();
+            axes.rotate_left(seed as usize % stored.len());
+            let view = View::new(stored).permute(&axes);
+            let mut shape: Vec<usize> = view.shape().as_slice().iter().copied().filter(|&n| n != 1).collect();
+            for (i, &one) in ones.iter().enumerate() {
+                if one {
+                    shape.insert(i.min(shape.len()), 1);
+                }
+            }
+            let reshaped = view.reshape(&shape).expect("only dimensions of size 1 changed");
+            prop_assert_eq!(reshaped.shape().to_vec(), shape);
+            prop_assert_eq!(offsets(&reshaped), offsets(&view));
+        }
+    }
+
+    #[test]
+    fn a_permuted_view_refuses_a_reshape_that_would_move_weights() {
+        let transposed = View::new(vec![2, 3]).swap_dims(0, 1);
+        assert_eq!(transposed.reshape(&[6]), None);
+        assert_eq!(transposed.reshape(&[2, 3]), None);
+        assert!(View::new(vec![2, 3]).reshape(&[6]).is_some());
+    }
+
+    #[test]
+    fn a_linear_weight_is_a_transposed_matrix_at_any_rank() {
+        let weight = View::new(vec![5, 7]).swap_dims(0, 1);
+        assert!(weight.is_transposed_matrix(7));
+        assert!(weight.reshape(&[1, 1, 7, 5]).unwrap().is_transposed_matrix(7));
+        assert!(!View::new(vec![5, 7]).is_transposed_matrix(7));
+        assert!(!View::new(vec![2, 5, 7]).swap_dims(1, 2).is_transposed_matrix(7));
+    }
+}

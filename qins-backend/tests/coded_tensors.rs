@@ -1,0 +1,247 @@
+//! Coded tensors through Burn's own API, against the same computation on the decoded weights, on a backend with a kernel
+//! (Flex) and on one without (NdArray).
+
+use burn::{
+    module::{Module, Param},
+    nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, LinearLayout},
+    record::{BinBytesRecorder, FullPrecisionSettings, Recorder},
+    tensor::{
+        Distribution, ElementConversion, FloatDType, Int, Tensor, TensorData, TensorPrimitive, Tolerance,
+        backend::Backend,
+    },
+};
+use burn_flex::Flex;
+use burn_ndarray::NdArray;
+use proptest::prelude::*;
+use qins_backend::{Policy, Qins, QinsFloat, QinsTensor};
+use qins_codec::Format;
+
+type Q<B> = Qins<B>;
+
+/// An encoded tensor and what it stands for.
+fn coded<B: Backend, const D: usize>(shape: [usize; D]) -> (Tensor<Q<B>, D>, Tensor<Q<B>, D>) {
+    let float: Tensor<B, D> = Tensor::random(shape, Distribution::Normal(0.0, 0.02), &Default::default());
+    let tensor = QinsTensor::<B>::encode(float.into_primitive().tensor(), Format::Q8).unwrap();
+    let decoded = QinsFloat::Dense(tensor.clone().decode(FloatDType::F32));
+    (Tensor::from_primitive(tensor.into_primitive()), Tensor::from_primitive(TensorPrimitive::Float(decoded)))
+}
+
+fn is_coded<B: Backend, const D: usize>(tensor: &Tensor<Q<B>, D>) -> bool {
+    matches!(tensor.clone().into_primitive(), TensorPrimitive::QFloat(_) | TensorPrimitive::Float(QinsFloat::Coded(..)))
+}
+
+fn assert_close<B: Backend, const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>) {
+    a.into_data().assert_approx_eq::<f32>(&b.into_data(), Tolerance::rel_abs(1e-4, 1e-5));
+}
+
+fn assert_same<B: Backend, const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>) {
+    assert_eq!(a.into_data(), b.into_data());
+}
+
+/// The float tensor that Burn makes of a quantized one before an operation.
+fn lazy<B: Backend, const D: usize>(tensor: Tensor<Q<B>, D>) -> Tensor<Q<B>, D> {
+    tensor.dequantize()
+}
+
+fn products<B: Backend>(m: usize, input: usize, output: usize) {
+    let device = Default::default();
+    let (weight, decoded) = coded::<B, 2>([output, input]);
+    let x: Tensor<Q<B>, 2> = Tensor::random([m, input], Distribution::Default, &device);
+    // x W^T, the layout of a linear layer.
+    assert_close(x.clone().matmul(weight.clone().transpose()), x.clone().matmul(decoded.clone().transpose()));
+    // W x^T
+    assert_close(weight.clone().matmul(x.clone().transpose()), decoded.clone().matmul(x.clone().transpose()));
+    // Groups along the other axis: decoded first.
+    let y: Tensor<Q<B>, 2> = Tensor::random([m, output], Distribution::Default, &device);
+    assert_close(y.clone().matmul(weight.clone()), y.matmul(decoded.clone()));
+    // Coded on both sides.
+    assert_close(
+        weight.clone().matmul(weight.clone().transpose()),
+        decoded.clone().matmul(decoded.clone().transpose()),
+    );
+    // Batches, and an input that is a view with strides.
+    let strided: Tensor<Q<B>, 4> = Tensor::random([2, input, 3, m], Distribution::Default, &device);
+    let strided = strided.permute([0, 2, 3, 1]);
+    let wide = |w: Tensor<Q<B>, 2>| w.transpose().reshape([1, 1, input, output]);
+    assert_close(strided.clone().matmul(wide(lazy(weight))), strided.matmul(wide(decoded)));
+}
+
+fn views<B: Backend>(rows: usize, cols: usize) {
+    let device = Default::default();
+    let (codes, decoded) = coded::<B, 2>([rows, cols]);
+    let float = || lazy(codes.clone());
+    let view = float().transpose().unsqueeze::<4>().reshape([1, cols, 1, rows]).swap_dims(0, 2).reshape([cols, rows]);
+    assert!(is_coded(&view), "transposing and reshaping leave the codes");
+    assert_same(view, decoded.clone().transpose());
+    let detached = float().detach();
+    assert!(is_coded(&detached), "detaching leaves the codes");
+    assert_same(detached, decoded.clone());
+    let flat = [rows * cols];
+    assert_same(float().transpose().reshape(flat), decoded.clone().transpose().reshape(flat));
+
+    let indices = |n: usize| Tensor::<Q<B>, 1, Int>::from_data([n as i64 - 1, 0, n as i64 / 2], &device);
+    assert_same(float().select(0, indices(rows)), decoded.clone().select(0, indices(rows)));
+    assert_same(float().select(1, indices(cols)), decoded.clone().select(1, indices(cols)));
+    let transposed = decoded.clone().transpose();
+    assert_same(float().transpose().select(1, indices(rows)), transposed.select(1, indices(rows)));
+    // Burn's quantized operations: codes of whole rows stay as they are.
+    assert_close(codes.clone().select(0, indices(rows)).dequantize(), decoded.clone().select(0, indices(rows)));
+    assert_close(codes.clone().slice([0..rows, 0..cols]).dequantize(), decoded);
+
+    let (codes, decoded) = coded::<B, 3>([rows, 3, cols]);
+    let permuted = lazy(codes).permute([2, 0, 1]);
+    assert!(is_coded(&permuted));
+    assert_same(permuted.clone() * 2.0, decoded.clone().permute([2, 0, 1]) * 2.0);
+    let part = [0..cols, 0..1, 1..3];
+    assert_same(permuted.slice(part.clone()), decoded.permute([2, 0, 1]).slice(part));
+}
+
+fn layers<B: Backend>() {
+    let device = Default::default();
+    for layout in [LinearLayout::Row, LinearLayout::Col] {
+        let config = LinearConfig::new(70, 33).with_layout(layout);
+        let linear: Linear<Q<B>> = config.init(&device);
+        let x: Tensor<Q<B>, 3> = Tensor::random([2, 5, 70], Distribution::Default, &device);
+        let float = linear.forward(x.clone());
+        let linear = Policy::linear(Format::Q8).encode(linear).unwrap();
+        assert!(is_coded(&linear.weight.val()) && !is_coded(&linear.bias.as_ref().unwrap().val()));
+        let decoded = Linear { weight: Param::from_tensor(lazy(linear.weight.val()) * 1.0), bias: linear.bias.clone() };
+        assert!(!is_coded(&decoded.weight.val()));
+        assert_close(linear.forward(x.clone()), decoded.forward(x.clone()));
+        let first = x.clone().slice([0..1, 0..1]);
+        assert_close(linear.forward(first.clone()), decoded.forward(first));
+        // The codec's own error, and no more.
+        let mean_square = |t: Tensor<Q<B>, 3>| -> f32 { t.powi_scalar(2).mean().into_scalar().elem() };
+        let (error, signal) = (mean_square(linear.forward(x) - float.clone()), mean_square(float));
+        assert!(error < signal * 1e-4 && error > 0.0, "{error} of {signal}");
+
+        let recorder = BinBytesRecorder::<FullPrecisionSettings>::default();
+        let bytes = Recorder::<Q<B>>::record(&recorder, linear.clone().into_record(), ()).unwrap();
+        let loaded = config.init::<Q<B>>(&device).load_record(recorder.load(bytes, &device).unwrap());
+        assert!(is_coded(&loaded.weight.val()));
+        assert_same(lazy(loaded.weight.val()), lazy(linear.weight.val()));
+    }
+    let embedding: Embedding<Q<B>> = EmbeddingConfig::new(9, 40).init(&device);
+    let (table, decoded) = coded::<B, 2>([9, 40]);
+    let ids: Tensor<Q<B>, 2, Int> = Tensor::from_data([[3, 8, 0], [3, 1, 5]], &device);
+    let with = |weight| Embedding { weight: Param::initialized(embedding.weight.id, weight) };
+    assert_same(with(table).forward(ids.clone()), with(decoded).forward(ids));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn products_on_codes_equal_products_on_floats(m in 1usize..5, input in 1usize..90, output in 1usize..40) {
+        products::<Flex>(m, input, output);
+        products::<NdArray>(m, input, output);
+    }
+
+    #[test]
+    fn views_show_the_decoded_weights(rows in 1usize..9, cols in 1usize..70) {
+        views::<Flex>(rows, cols);
+        views::<NdArray>(rows, cols);
+    }
+}
+
+#[test]
+fn burns_layers_run_on_codes() {
+    layers::<Flex>();
+    layers::<NdArray>();
+}
+
+#[test]
+fn every_backend_decodes_the_same_bits() {
+    fn decoded<B: Backend>() -> TensorData {
+        let values: Vec<f32> = (0..7 * 45).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1e-3).collect();
+        let float = Tensor::<B, 2>::from_data(TensorData::new(values, [7, 45]), &Default::default());
+        let coded = QinsTensor::<B>::encode(float.into_primitive().tensor(), Format::Q8).unwrap();
+        Tensor::<Q<B>, 2>::from_primitive(coded.into_primitive()).dequantize().into_data()
+    }
+    assert_eq!(decoded::<Flex>(), decoded::<NdArray>());
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_named_by_its_path() {
+    #[derive(Module, Debug)]
+    struct Net<B: Backend> {
+        layers: Vec<Linear<B>>,
+    }
+    let device = Default::default();
+    let linear = || LinearConfig::new(4, 3).init(&device);
+    let mut net = Net::<Q<Flex>> { layers: vec![linear(), linear()] };
+    let mut bad = vec![0.5f32; 12];
+    bad[2 * 3 + 1] = f32::NAN;
+    net.layers[1].weight = Param::from_data(TensorData::new(bad, [4, 3]), &device);
+    let error = Policy::linear(Format::Q8).encode(net).unwrap_err();
+    // [in, out] = [2, 1] in Burn's layout is [out, in] = [1, 2].
+    assert_eq!(error.to_string(), "layers.1.weight: weight [1, 2] is NaN: only finite weights can be encoded");
+}
+
+mod foreign_bytes {
+    use super::*;
+    use burn::tensor::DType;
+    use qins_backend::QINS_SCHEME;
+
+    fn data() -> TensorData {
+        coded::<Flex, 2>([3, 40]).0.into_data()
+    }
+
+    /// Loads as a QINS tensor; the panic carries the error, because Burn's signature has no other way.
+    fn load(data: TensorData) -> String {
+        let load = || Tensor::<Q<Flex>, 2>::from_data(data, &Default::default());
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load)).unwrap_err();
+        *panic.downcast::<String>().unwrap()
+    }
+
+    #[test]
+    fn whole_bytes_load() {
+        let (tensor, decoded) = coded::<Flex, 2>([3, 40]);
+        let loaded = Tensor::<Q<Flex>, 2>::from_data(tensor.transpose().into_data(), &Default::default());
+        assert!(is_coded(&loaded));
+        assert_same(loaded.dequantize(), decoded.transpose());
+    }
+
+    #[test]
+    fn truncated_bytes_and_trailing_bytes_are_refused() {
+        let whole = data();
+        for n in 0..whole.bytes.len() {
+            load(TensorData::from_bytes_vec(whole.bytes[..n].to_vec(), [3, 40], whole.dtype));
+        }
+        let mut longer = whole.bytes.to_vec();
+        longer.push(0);
+        let message = load(TensorData::from_bytes_vec(longer, [3, 40], whole.dtype));
+        assert!(message.starts_with("expected") && message.contains("bytes of QINS data"), "{message}");
+    }
+
+    #[test]
+    fn a_newer_version_another_shape_and_huge_sizes_are_refused() {
+        let change = |at: usize, with: &[u8]| {
+            let mut bytes = data().bytes.to_vec();
+            bytes[at..at + with.len()].copy_from_slice(with);
+            load(TensorData::from_bytes_vec(bytes, [3, 40], DType::QFloat(QINS_SCHEME)))
+        };
+        assert_eq!(change(4, &[9]), "QINS data of version 9: this program reads version 0");
+        assert_eq!(change(0, b"GGUF"), "expected a QINS header, found other bytes");
+        assert!(change(6, b"q99\0\0\0").contains("unknown format `q99`"));
+        assert!(change(12, &u64::MAX.to_le_bytes()).contains("too large"));
+        assert!(change(12, &4u64.to_le_bytes()).contains("does not have the shape"));
+        assert!(change(28, &f32::NAN.to_le_bytes()).contains("base scale"));
+    }
+
+    #[test]
+    fn burns_quantized_data_is_refused_here_and_qins_data_there() {
+        let burn = Tensor::<Flex, 2>::random([2, 4], Distribution::Default, &Default::default());
+        let burn = burn.quantize_dynamic(&Default::default()).into_data();
+        assert!(load(burn).starts_with("expected QINS data"));
+        let reads: [fn(); 4] = [
+            || drop(Tensor::<Flex, 2>::from_data(data(), &Default::default())),
+            || drop(Tensor::<NdArray, 2>::from_data(data(), &Default::default())),
+            || drop(data().iter::<f32>().collect::<Vec<_>>()),
+            || drop(data().convert::<f32>()),
+        ];
+        for read in reads {
+            assert!(std::panic::catch_unwind(read).is_err(), "codes were read as numbers");
+        }
+    }
+}

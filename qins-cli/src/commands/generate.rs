@@ -1,0 +1,143 @@
+use crate::{
+    ids,
+    model::{ModelArgs, Run, require_tokenizer, tokenizer},
+    output,
+};
+use anyhow::Result;
+use burn::tensor::backend::Backend;
+use phi35_model::{Generation, Phi3, StopReason, TextStream, Tokenizer, generate};
+use serde::Serialize;
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue
+    #[arg(short, long, required_unless_present = "ids", conflicts_with = "ids")]
+    prompt: Option<String>,
+    /// Token ids to continue, as 1,2,3; needs no tokenizer
+    #[arg(long)]
+    ids: Option<String>,
+    /// Tokens to generate at most
+    #[arg(short, long, value_name = "N", default_value_t = 128)]
+    n: usize,
+    /// 0 takes the most likely token each time; other values are not implemented yet
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = zero)]
+    temperature: f32,
+    /// Go on after a token that ends the text
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print one JSON object instead of the text
+    #[arg(long)]
+    json: bool,
+}
+
+fn zero(value: &str) -> Result<f32, String> {
+    match value.parse() {
+        Ok(0.0) => Ok(0.0),
+        Ok(_) => Err("only 0 is implemented".to_owned()),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// The JSON object. `text` is what follows the prompt; null where the model has no tokenizer.
+#[derive(Serialize)]
+struct Report {
+    prompt_ids: Vec<u32>,
+    ids: Vec<u32>,
+    text: Option<String>,
+    stop: &'static str,
+    timings: Timings,
+    peak_rss_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Timings {
+    load_s: f64,
+    prompt_s: f64,
+    prompt_tokens: usize,
+    generate_s: f64,
+    generate_tokens: usize,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let (prompt_ids, tokenizer, vocabulary) = match (&args.prompt, &args.ids) {
+        (Some(text), _) => {
+            let tokenizer = require_tokenizer(&args.model.model)?;
+            let vocabulary = tokenizer.vocabulary();
+            (tokenizer.encode(text)?, Some(tokenizer), Some(vocabulary))
+        }
+        (None, ids) => (ids::parse(ids.as_deref().unwrap_or_default())?, tokenizer(&args.model.model)?, None),
+    };
+    let stop_ids = if args.ignore_eos { Vec::new() } else { args.model.stop_ids()? };
+    let options = Generation { max_new_tokens: args.n, stop_ids, vocabulary };
+    let task = Task {
+        text: tokenizer.as_ref().map(|tokenizer| tokenizer.stream(&prompt_ids)).transpose()?,
+        prompt: shown_prompt(&args, tokenizer.as_ref(), &prompt_ids)?,
+        prompt_ids,
+        options,
+        json: args.json,
+    };
+    args.model.run(task)
+}
+
+/// What is printed before the generated text.
+fn shown_prompt(args: &Args, tokenizer: Option<&Tokenizer>, ids: &[u32]) -> Result<String> {
+    Ok(match (&args.prompt, tokenizer) {
+        (Some(prompt), _) => prompt.clone(),
+        (None, Some(tokenizer)) => tokenizer.decode(ids)?,
+        (None, None) => String::new(),
+    })
+}
+
+struct Task<'t> {
+    prompt: String,
+    prompt_ids: Vec<u32>,
+    text: Option<TextStream<'t>>,
+    options: Generation,
+    json: bool,
+}
+
+impl Run for Task<'_> {
+    type Output = ();
+
+    fn run<B: Backend>(mut self, model: &Phi3<B>, load_s: f64) -> Result<()> {
+        let start = Instant::now();
+        let mut tokens = generate(model, &self.prompt_ids, self.options.clone())?;
+        let mut ids = Vec::new();
+        let mut text = self.text.as_ref().map(|_| String::new());
+        let mut prompt_s = None;
+        let show = |piece: &str| if self.json { Ok(()) } else { output::text(piece) };
+        show(&self.prompt)?;
+        while let Some(id) = tokens.next() {
+            prompt_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
+            ids.push(id);
+            match (&mut self.text, &mut text) {
+                (Some(stream), Some(text)) => {
+                    let piece = stream.push(id)?;
+                    show(&piece)?;
+                    text.push_str(&piece);
+                }
+                _ => show(&format!("{id} "))?,
+            }
+        }
+        show("\n")?;
+        let total_s = start.elapsed().as_secs_f64();
+        let prompt_s = prompt_s.unwrap_or(total_s);
+        let timings = Timings {
+            load_s,
+            prompt_s,
+            prompt_tokens: self.prompt_ids.len(),
+            generate_s: total_s - prompt_s,
+            generate_tokens: ids.len(),
+        };
+        let stop = match tokens.stop_reason() {
+            Some(StopReason::Eos) => "eos",
+            Some(StopReason::Length) | None => "length",
+        };
+        let report =
+            Report { prompt_ids: self.prompt_ids, ids, text, stop, timings, peak_rss_bytes: output::peak_rss_bytes() };
+        if self.json { output::json(&report) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,107 @@
+use crate::{
+    ids,
+    model::{ModelArgs, Run},
+    output,
+};
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::Backend;
+use phi35_model::Phi3;
+use safetensors::{Dtype, tensor::TensorView};
+use serde::Serialize;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+use tempfile::NamedTempFile;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Token ids, as 1,2,3
+    #[arg(long, required_unless_present = "ids_file", conflicts_with = "ids_file")]
+    ids: Option<String>,
+    /// A file with a JSON array of token ids
+    #[arg(long, value_name = "FILE")]
+    ids_file: Option<PathBuf>,
+    /// File to write: a tensor `logits` [tokens, vocabulary] in f32
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Replace an existing file
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON object about the run
+    #[arg(long)]
+    json: bool,
+}
+
+/// The JSON object.
+#[derive(Serialize)]
+struct Report<'a> {
+    output: &'a Path,
+    tokens: usize,
+    vocabulary: usize,
+    load_s: f64,
+    run_s: f64,
+    peak_rss_bytes: Option<u64>,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let ids = match (&args.ids, &args.ids_file) {
+        (_, Some(file)) => ids::read(file)?,
+        (ids, None) => ids::parse(ids.as_deref().unwrap_or_default())?,
+    };
+    if args.output.exists() && !args.force {
+        bail!("{} exists: give --force to replace it", args.output.display());
+    }
+    let logits = args.model.run(Task { ids })?;
+    write(&args.output, &logits)?;
+    if args.json {
+        output::json(&Report {
+            output: &args.output,
+            tokens: logits.shape[0],
+            vocabulary: logits.shape[1],
+            load_s: logits.load_s,
+            run_s: logits.run_s,
+            peak_rss_bytes: output::peak_rss_bytes(),
+        })?;
+    }
+    Ok(())
+}
+
+struct Task {
+    ids: Vec<u32>,
+}
+
+struct Logits {
+    values: Vec<f32>,
+    shape: [usize; 2],
+    load_s: f64,
+    run_s: f64,
+}
+
+impl Run for Task {
+    type Output = Logits;
+
+    fn run<B: Backend>(self, model: &Phi3<B>, load_s: f64) -> Result<Logits> {
+        let start = Instant::now();
+        let logits = model.sequence_logits(&self.ids)?;
+        let shape = logits.dims();
+        let values = logits.into_data().convert::<f32>().into_vec().expect("just converted to f32");
+        Ok(Logits { values, shape, load_s, run_s: start.elapsed().as_secs_f64() })
+    }
+}
+
+/// Writes beside the target and renames, so that a half-written file never has its name.
+fn write(path: &Path, logits: &Logits) -> Result<()> {
+    let bytes: Vec<u8> = logits.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, logits.shape.to_vec(), &bytes)?;
+    let file = safetensors::serialize([("logits", view)], None)?;
+    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = || format!("cannot write {}", path.display());
+    let mut temporary = NamedTempFile::new_in(directory).with_context(cannot)?;
+    temporary.write_all(&file).with_context(cannot)?;
+    temporary.persist(path).with_context(cannot)?;
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! One file a command: its arguments, its work, its JSON.
+
+pub mod generate;
+pub mod logits;
+pub mod tokenize;

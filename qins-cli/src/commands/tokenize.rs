@@ -1,0 +1,33 @@
+use crate::{ids, model::require_tokenizer, output};
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::{io::Read, path::PathBuf};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A directory with a tokenizer.json
+    model: PathBuf,
+    /// Read ids and print their text
+    #[arg(long)]
+    decode: bool,
+    /// Print one JSON object: {"ids": [..]}, or {"text": ".."} with --decode
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let tokenizer = require_tokenizer(&args.model)?;
+    let mut input = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut input).context("standard input")?;
+    let input = String::from_utf8(input).context("standard input: expected UTF-8 text")?;
+    if args.decode {
+        let text = tokenizer.decode(&ids::parse(&input)?)?;
+        return if args.json { output::json(&json!({ "text": text })) } else { output::text(&text) };
+    }
+    let ids = tokenizer.encode(&input)?;
+    if args.json {
+        return output::json(&json!({ "ids": ids }));
+    }
+    let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+    output::text(&format!("{}\n", ids.join(" ")))
+}

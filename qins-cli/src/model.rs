@@ -1,0 +1,138 @@
+//! From `<model>`, `--backend` and `--format` to a loaded model of the right type.
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::Backend;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use phi35_model::{Config, GenerationConfig, Phi3, Tokenizer};
+use qins_backend::Policy;
+use qins_codec::Format;
+use qins_import::{Checkpoint, Progress, load, load_encoded};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Instant,
+};
+
+/// Arguments of every command that runs a model.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// A Hugging Face model directory
+    pub model: PathBuf,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = BackendName::default())]
+    backend: BackendName,
+    /// How linear weights are held in memory: f32, or encoded on the fly: q8
+    #[arg(long, default_value = "f32")]
+    format: Storage,
+    /// Threads [default: one a core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum BackendName {
+    #[cfg(feature = "flex")]
+    #[cfg_attr(feature = "flex", default)]
+    Flex,
+    #[cfg(feature = "ndarray")]
+    #[cfg_attr(not(feature = "flex"), default)]
+    Ndarray,
+}
+
+#[derive(Clone, Copy)]
+enum Storage {
+    Float,
+    Encoded(Format),
+}
+
+impl FromStr for Storage {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" => Ok(Self::Float),
+            name => name.parse().map(Self::Encoded).map_err(|error: qins_codec::UnknownFormat| format!("{error}, f32")),
+        }
+    }
+}
+
+/// A computation on a model of any backend.
+pub trait Run {
+    /// Its result.
+    type Output;
+
+    /// Runs it on the loaded model.
+    fn run<B: Backend>(self, model: &Phi3<B>, load_s: f64) -> Result<Self::Output>;
+}
+
+impl ModelArgs {
+    /// Loads the model and runs `task` on it.
+    pub fn run<R: Run>(&self, task: R) -> Result<R::Output> {
+        if let Some(threads) = self.threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+        }
+        match self.backend {
+            #[cfg(feature = "flex")]
+            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(task),
+            #[cfg(feature = "ndarray")]
+            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(task),
+        }
+    }
+
+    fn run_on<B: Backend, R: Run>(&self, task: R) -> Result<R::Output> {
+        let start = Instant::now();
+        let config = self.config()?;
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let bar = progress_bar(checkpoint.bytes());
+        let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
+        let device = Default::default();
+        match self.format {
+            Storage::Float => {
+                let model: Phi3<B> = load(config.init(&device)?, &checkpoint, on_progress)?;
+                bar.finish_and_clear();
+                task.run(&model, start.elapsed().as_secs_f64())
+            }
+            Storage::Encoded(format) => {
+                let policy = Policy::linear(format);
+                let model = load_encoded::<B, _>(config.init(&device)?, &checkpoint, &policy, on_progress)?;
+                bar.finish_and_clear();
+                task.run(&model, start.elapsed().as_secs_f64())
+            }
+        }
+    }
+
+    fn config(&self) -> Result<Config> {
+        if !self.model.is_dir() {
+            bail!("{}: expected a Hugging Face model directory, found no such directory", self.model.display());
+        }
+        let path = self.model.join("config.json");
+        Config::read(&path).with_context(|| format!("cannot run {}", self.model.display()))
+    }
+
+    /// Ids that end a text: those of `generation_config.json`, else those of `config.json`.
+    pub fn stop_ids(&self) -> Result<Vec<u32>> {
+        let path = self.model.join("generation_config.json");
+        let named = if path.exists() { GenerationConfig::read(&path)?.eos_token_id } else { Default::default() };
+        Ok(if named.0.is_empty() { self.config()?.eos_token_id.0 } else { named.0 })
+    }
+}
+
+/// The tokenizer of a model directory, if it has one.
+pub fn tokenizer(model: &Path) -> Result<Option<Tokenizer>> {
+    let path = model.join("tokenizer.json");
+    Ok(if path.exists() { Some(Tokenizer::read(&path)?) } else { None })
+}
+
+/// The tokenizer of a model directory.
+pub fn require_tokenizer(model: &Path) -> Result<Tokenizer> {
+    tokenizer(model)?.with_context(|| {
+        format!("{}: expected a tokenizer, found no such file", model.join("tokenizer.json").display())
+    })
+}
+
+/// On standard error, and only if that is a terminal.
+fn progress_bar(bytes: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes}, {eta} left");
+    ProgressBar::new(bytes as u64).with_style(style.expect("the template is well formed"))
+}
