@@ -37,7 +37,7 @@ impl<S: Default> KvCache<S> {
 
 impl<S> KvCache<S> {
     /// Tokens stored.
-    pub fn len<B: Backend>(&self) -> usize
+    pub fn tokens<B: Backend>(&self) -> usize
     where
         S: KvStore<B>,
     {

@@ -105,7 +105,7 @@ impl<B: Backend> Iterator for Generate<'_, B> {
             return None;
         }
         let context = self.model.config().max_position_embeddings;
-        if self.produced == self.options.max_new_tokens || self.cache.len() + self.next.len() > context {
+        if self.produced == self.options.max_new_tokens || self.cache.tokens() + self.next.len() > context {
             self.stopped = Some(StopReason::Length);
             return None;
         }

@@ -60,7 +60,7 @@ impl<B: Backend> Phi3<B> {
     /// Runs new tokens `[batch, tokens]` after those in the cache: the state before the head, `[batch, tokens, hidden]`.
     pub fn hidden<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<S>) -> Tensor<B, 3> {
         let tokens = ids.dims()[1];
-        let rope = Rope::new(self.config(), cache.len(), tokens, &ids.device());
+        let rope = Rope::new(self.config(), cache.tokens(), tokens, &ids.device());
         let mut x = self.model.embed_tokens.forward(ids);
         for (layer, store) in self.model.layers.iter().zip(&mut cache.layers) {
             x = layer.forward(x, &rope, store);

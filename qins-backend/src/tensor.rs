@@ -114,7 +114,7 @@ impl<B: Backend> QinsTensor<B> {
         let (shape, device) = (tensor.shape(), B::float_device(&tensor));
         let values = read_f32::<B>(tensor);
         let cols = shape.as_slice().last().copied().unwrap_or(1);
-        let rows = if cols == 0 { 0 } else { values.len() / cols };
+        let rows = values.len().checked_div(cols).unwrap_or(0);
         let (decoder, codes, scales) = encode(&Slice::new(&values, rows, cols))?.into_parts();
         Ok(Self::new(Arc::new(decoder), &codes, &scales, View::new(shape.to_vec()), &device))
     }

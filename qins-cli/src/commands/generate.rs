@@ -110,7 +110,7 @@ impl Run for Task<'_> {
         let mut prompt_s = None;
         let show = |piece: &str| if self.json { Ok(()) } else { output::text(piece) };
         show(&self.prompt)?;
-        while let Some(id) = tokens.next() {
+        for id in tokens.by_ref() {
             prompt_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
             ids.push(id);
             match (&mut self.text, &mut text) {

@@ -75,9 +75,8 @@ macro_rules! cases {
             let $result = cases!(@ samples $name [] $($args)*);
             $observed
         }
-        let mut all = cases!($($rest)*);
-        all.push(Case { name: stringify!($name), inner: run::<B>, decorated: run::<Qins<B>> });
-        all
+        let case = Case { name: stringify!($name), inner: run::<B>, decorated: run::<Qins<B>> };
+        case.and(cases!($($rest)*))
     }};
     (@ $s:ident $name:ident [$($a:tt)*] $arg:ident: FloatTensor<Self> $(, $($rest:tt)*)?) => {{
         let value = $s.float(stringify!($arg));
@@ -123,6 +122,13 @@ struct Case<B: Backend> {
     name: &'static str,
     inner: fn(&mut Samples<B>) -> Vec<TensorData>,
     decorated: fn(&mut Samples<Qins<B>>) -> Vec<TensorData>,
+}
+
+impl<B: Backend> Case<B> {
+    fn and(self, mut others: Vec<Self>) -> Vec<Self> {
+        others.push(self);
+        others
+    }
 }
 
 /// Operations on codes may sum in another order than `B`; every other result is the same bit for bit.

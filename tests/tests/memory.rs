@@ -1,0 +1,122 @@
+//! Peak memory, counted: an encoded weight is never built as a float matrix, neither when used nor when loaded.
+
+use burn::{
+    nn::{Linear, LinearConfig},
+    tensor::{Distribution, Tensor, TensorPrimitive},
+};
+use burn_flex::Flex;
+use qins_backend::{Policy, Qins};
+use qins_codec::Format;
+use qins_import::{Checkpoint, load_encoded};
+use qins_tests::write_model;
+use serde_json::json;
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+/// Counts what is allocated, and the most there was at once.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(now, Relaxed);
+        // SAFETY: the caller's promises are those of `System.alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promises are those of `System.dealloc`, and `pointer` came from it.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tests share the counters.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The most bytes that `work` had allocated at once, beyond what was there before.
+fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let result = work();
+    (result, PEAK.load(Relaxed) - before)
+}
+
+const IN: usize = 2048;
+const OUT: usize = 1536;
+const FLOAT: usize = IN * OUT * 4;
+
+#[test]
+fn a_coded_linear_layer_never_builds_its_matrix() {
+    let _alone = ALONE.lock().unwrap();
+    let device = Default::default();
+    // Warm: thread pools and tables of the libraries.
+    let small: Linear<Qins<Flex>> = LinearConfig::new(64, 64).init(&device);
+    Policy::linear(Format::Q8).encode(small).unwrap().forward(Tensor::<Qins<Flex>, 2>::zeros([4, 64], &device));
+
+    let linear: Linear<Qins<Flex>> = LinearConfig::new(IN, OUT).init(&device);
+    let linear = Policy::linear(Format::Q8).encode(linear).unwrap();
+    for tokens in [1, 16] {
+        let x: Tensor<Qins<Flex>, 3> = Tensor::random([1, tokens, IN], Distribution::Default, &device);
+        let (y, coded) = peak(|| linear.forward(x.clone()));
+        assert_eq!(y.dims(), [1, tokens, OUT]);
+        assert!(coded < FLOAT / 20, "{coded} bytes for {tokens} tokens; the matrix has {FLOAT}");
+        // The counter would see it: decoding does build the matrix.
+        let (_, decoded) = peak(|| linear.weight.val().dequantize() * 1.0);
+        assert!(decoded >= FLOAT, "{decoded} bytes to decode");
+    }
+    // A matrix product, and one from the other side.
+    let x: Tensor<Qins<Flex>, 2> = Tensor::random([2, IN], Distribution::Default, &device);
+    let (_, product) = peak(|| x.clone().matmul(linear.weight.val()));
+    assert!(product < FLOAT / 20, "{product} bytes");
+    let (_, product) = peak(|| linear.weight.val().transpose().matmul(x.clone().transpose()));
+    assert!(product < FLOAT / 20, "{product} bytes");
+}
+
+#[test]
+fn an_embedding_decodes_only_its_rows() {
+    let _alone = ALONE.lock().unwrap();
+    let device = Default::default();
+    let table: Tensor<Qins<Flex>, 2> = Tensor::random([OUT, IN], Distribution::Default, &device);
+    let table = table.quantize_dynamic(&Default::default());
+    assert!(matches!(table.clone().into_primitive(), TensorPrimitive::QFloat(_)));
+    let ids = Tensor::from_data([[3, 1500, 3]], &device);
+    let (rows, bytes) = peak(|| burn::tensor::module::embedding(table.clone(), ids));
+    assert_eq!(rows.dims(), [1, 3, IN]);
+    assert!(bytes < FLOAT / 20, "{bytes} bytes for 3 rows; the table has {FLOAT}");
+}
+
+#[test]
+fn loading_encoded_makes_no_float_copy() {
+    let _alone = ALONE.lock().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let sizes = json!({"vocab_size": 64, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4,
+        "num_attention_heads": 8, "max_position_embeddings": 64});
+    let (config, tensors) = write_model(directory.path(), sizes);
+    let matrices = |name: &str| name.contains("proj") || name.contains("lm_head");
+    let weights: usize = tensors.iter().filter(|t| matrices(&t.name)).map(|t| t.values.len()).sum();
+    let largest = tensors.iter().map(|t| t.values.len()).max().unwrap();
+    let others: usize = tensors.iter().filter(|t| !matrices(&t.name)).map(|t| t.values.len()).sum();
+    drop(tensors);
+
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let model = config.init::<Qins<Flex>>(&Default::default()).unwrap();
+    let (_, bytes) = peak(|| load_encoded::<Flex, _>(model, &checkpoint, &Policy::linear(Format::Q8), |_| ()).unwrap());
+    let encoded = weights * 33 / 32;
+    // What stays, the codes of one tensor twice while they move to the device, the encoder's sample.
+    let allowed = encoded + others * 4 + largest * 33 / 32 + (1 << 20);
+    assert!(bytes <= allowed, "{bytes} bytes; {encoded} are codes, {} would be the floats", weights * 4);
+    assert!(allowed < weights * 4 / 2, "the gate would let half the floats through");
+}
