@@ -136,6 +136,25 @@ impl CheckpointTensor<'_> {
         out
     }
 
+    /// The matrix `[out, in]` as `[in, out]`, row-major.
+    pub fn to_f32_transposed(&self) -> Vec<f32> {
+        /// Rows read at a time: 16 values fill a cache line of the result.
+        const BLOCK: usize = 16;
+        let (rows, cols) = (self.rows(), self.cols());
+        let mut out = vec![0.0; rows * cols];
+        let mut block = vec![0.0; BLOCK * cols];
+        for first in (0..rows).step_by(BLOCK) {
+            let n = BLOCK.min(rows - first);
+            self.read(first * cols, &mut block[..n * cols]);
+            for col in 0..cols {
+                for row in 0..n {
+                    out[col * rows + first + row] = block[row * cols + col];
+                }
+            }
+        }
+        out
+    }
+
     /// Reads values from the `first` on.
     fn read(&self, first: usize, out: &mut [f32]) {
         fn fill<const N: usize>(bytes: &[u8], first: usize, out: &mut [f32], value: impl Fn([u8; N]) -> f32) {

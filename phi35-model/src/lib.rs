@@ -31,7 +31,7 @@ mod tokenizer;
 pub use attention::Attention;
 pub use block::DecoderLayer;
 pub use cache::{DenseKv, KvCache, KvStore};
-pub use config::{Config, ConfigError, GenerationConfig};
+pub use config::{Config, ConfigError, GenerationConfig, RopeScaling, TokenIds};
 pub use generation::{Generate, Generation, PromptError, StopReason, generate};
 pub use mlp::Mlp;
 pub use model::{Decoder, Phi3};

@@ -13,7 +13,7 @@
 //! type B = Qins<Flex>;
 //! let device = Default::default();
 //! let linear = LinearConfig::new(64, 96).init::<B>(&device);
-//! let x = Tensor::random([3, 64], Distribution::Default, &device);
+//! let x = Tensor::<B, 2>::random([3, 64], Distribution::Default, &device);
 //!
 //! let float = linear.forward(x.clone());
 //! let coded = Policy::linear(Format::Q8).encode(linear)?.forward(x);

@@ -151,6 +151,20 @@ fn burns_layers_run_on_codes() {
 }
 
 #[test]
+fn half_precision_inputs_give_half_precision_products() {
+    let (weight, decoded) = coded::<Flex, 2>([33, 70]);
+    let x: Tensor<Q<Flex>, 2> = Tensor::random([3, 70], Distribution::Default, &Default::default());
+    for dtype in [FloatDType::F16, FloatDType::BF16] {
+        let product = x.clone().cast(dtype).matmul(weight.clone().transpose());
+        assert_eq!(product.dtype(), dtype.into());
+        let difference = product.cast(FloatDType::F32) - x.clone().matmul(decoded.clone().transpose());
+        let largest: f32 = difference.abs().max().into_scalar().elem();
+        // Values are below 1; bf16 keeps 8 bits of them.
+        assert!(largest < 0.02 && largest > 0.0, "{largest}");
+    }
+}
+
+#[test]
 fn every_backend_decodes_the_same_bits() {
     fn decoded<B: Backend>() -> TensorData {
         let values: Vec<f32> = (0..7 * 45).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1e-3).collect();

@@ -14,6 +14,9 @@ use std::{
     time::Instant,
 };
 
+#[cfg(not(any(feature = "flex", feature = "ndarray")))]
+compile_error!("qins needs a backend: enable the feature `flex` or `ndarray`");
+
 /// Arguments of every command that runs a model.
 #[derive(Args)]
 pub struct ModelArgs {

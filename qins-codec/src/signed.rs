@@ -9,10 +9,14 @@ use crate::{
 use rayon::prelude::*;
 
 /// Weights read to choose `k`; a matrix with more is sampled by evenly spaced rows.
-const SAMPLE: usize = 1 << 17;
+const SAMPLE: usize = 1 << 15;
 
-/// Scale codes tried around the one whose table end meets the group's largest magnitude.
-const SCALE_SEARCH: std::ops::RangeInclusive<i32> = -6..=6;
+/// How many scale codes are tried on either side of the one whose table end meets the group's largest magnitude.
+const REACH: i32 = 6;
+
+/// The same for weights that may have been decoded from the constants given: decoding moves the largest magnitude by up
+/// to half a cell, one scale code, and the code it was decoded from must still be within reach.
+const REACH_AGAIN: i32 = REACH + 2;
 
 /// `w/s` of every code byte.
 pub(crate) fn code_values(k: f64) -> [f32; 256] {
@@ -24,23 +28,30 @@ pub(crate) fn code_values(k: f64) -> [f32; 256] {
 pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     let base = base_for(largest_magnitude(weights)?);
     let k = best_k(format, weights, base);
-    encode_with(Header { format, rows: weights.rows(), cols: weights.cols(), base, k }, weights)
+    encode_rows(Header { format, rows: weights.rows(), cols: weights.cols(), base, k }, weights, REACH)
 }
 
 /// Encodes with constants already chosen, for example those of another encoding of the same weights.
 ///
+/// Magnitudes beyond the base are clipped to it.
+///
 /// # Errors
-/// [`EncodeError::Header`] if the constants are illegal; weights must be finite (larger ones than the base clip).
+/// [`EncodeError::NotFinite`] names the first NaN or infinite weight, [`EncodeError::Header`] an illegal constant.
 ///
 /// # Panics
 /// If the header's shape is not that of the weights.
 pub fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     assert_eq!((header.rows, header.cols), (weights.rows(), weights.cols()), "header and weights differ in shape");
+    largest_magnitude(weights)?;
+    encode_rows(header, weights, REACH_AGAIN)
+}
+
+fn encode_rows(header: Header, weights: &impl Weights, reach: i32) -> Result<Encoded, EncodeError> {
     let decoder = Decoder::new(header)?;
     let (code_bytes, scale_bytes) = (header.format.code_bytes(header.cols), header.format.scale_bytes(header.cols));
     let (mut codes, mut scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
     if header.cols > 0 {
-        let encoder = Encoder::new(header.format, header.base, header.k);
+        let encoder = Encoder::new(header.format, header.base, header.k, reach);
         codes.par_chunks_exact_mut(code_bytes).zip(scales.par_chunks_exact_mut(scale_bytes)).enumerate().for_each_init(
             || vec![0.0; header.cols],
             |buffer, (row, (codes, scales))| {
@@ -79,7 +90,7 @@ fn best_k(format: Format, weights: &impl Weights, base: f32) -> f64 {
     let errors: Vec<f64> = K_GRID
         .par_iter()
         .map(|&k| {
-            let encoder = Encoder::new(format, base, k);
+            let encoder = Encoder::new(format, base, k, REACH);
             let (mut codes, mut scales) = (vec![0; format.code_bytes(cols)], vec![0; format.scale_bytes(cols)]);
             sample.chunks_exact(cols).map(|row| encoder.row(row, &mut codes, &mut scales)).sum()
         })
@@ -93,11 +104,12 @@ struct Encoder {
     group: usize,
     base: f32,
     nearest: Nearest,
+    reach: i32,
 }
 
 impl Encoder {
-    fn new(format: Format, base: f32, k: f64) -> Self {
-        Self { group: format.group(), base, nearest: Nearest::new(k) }
+    fn new(format: Format, base: f32, k: f64, reach: i32) -> Self {
+        Self { group: format.group(), base, nearest: Nearest::new(k), reach }
     }
 
     /// Writes codes and scale codes of one row; returns its squared error in units of the base.
@@ -122,7 +134,7 @@ impl Encoder {
         let start = (-largest.log2() * SCALE_STEPS as f32).round() as i32;
         let mut best = f32::INFINITY;
         let mut tried = None;
-        for offset in SCALE_SEARCH {
+        for offset in -self.reach..=self.reach {
             let code = (start.saturating_add(offset)).clamp(0, i32::from(ZERO_GROUP) - 1) as u8;
             if tried.replace(code) == Some(code) {
                 continue;

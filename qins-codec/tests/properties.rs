@@ -80,11 +80,15 @@ fn weights_that_are_not_finite_are_named() {
         let mut weights = bell(5, 40);
         weights[3 * 40 + 17] = value;
         weights[4 * 40] = f32::NAN;
-        match encode(Format::Q8, &Slice::new(&weights, 5, 40)) {
-            Err(EncodeError::NotFinite { row: 3, col: 17, value: found }) => {
-                assert_eq!(found.to_bits(), value.to_bits())
+        let weights = Slice::new(&weights, 5, 40);
+        let header = Header { format: Format::Q8, rows: 5, cols: 40, base: 1.0, k: 0.5 };
+        for result in [encode(Format::Q8, &weights), encode_with(header, &weights)] {
+            match result {
+                Err(EncodeError::NotFinite { row: 3, col: 17, value: found }) => {
+                    assert_eq!(found.to_bits(), value.to_bits());
+                }
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
         }
     }
 }
@@ -117,6 +121,15 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
         })
     };
     assert_eq!(run(1), run(7));
+}
+
+#[test]
+fn encoding_bell_shaped_weights_again_adds_no_error() {
+    let weights = bell(400, 300);
+    let first = encode(Format::Q8, &Slice::new(&weights, 400, 300)).unwrap();
+    let decoded = first.matrix().decode();
+    let second = encode_with(*first.header(), &Slice::new(&decoded, 400, 300)).unwrap();
+    assert_eq!(second.matrix().decode(), decoded);
 }
 
 proptest! {

@@ -1,0 +1,1 @@
+//! Small programs to copy from; each is a file beside this one.
