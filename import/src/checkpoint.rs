@@ -2,71 +2,134 @@ use crate::ImportError;
 use memmap2::Mmap;
 use qins_codec::Weights;
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     ops::Range,
     path::{Path, PathBuf},
 };
 
-/// An open checkpoint: its header read and checked, its tensors mapped.
+/// An open checkpoint of one or several safetensors files: headers read and checked, tensors mapped.
 ///
-/// The file must not be changed while it is open.
+/// The files must not be changed while it is open.
 #[derive(Debug)]
 pub struct Checkpoint {
+    /// What the checkpoint is called by: its file, or the index of its shards.
     path: PathBuf,
-    map: Mmap,
+    shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
 }
 
 #[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+}
+
+#[derive(Debug)]
 struct Entry {
+    shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// In the map.
+    /// In the shard's map.
     bytes: Range<usize>,
 }
 
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    /// The file of every tensor.
+    weight_map: BTreeMap<String, String>,
+}
+
 impl Checkpoint {
-    /// Opens the checkpoint of a Hugging Face model directory.
+    /// Opens the checkpoint of a Hugging Face model directory: `model.safetensors`, or the shards that
+    /// `model.safetensors.index.json` names.
     pub fn open(directory: &Path) -> Result<Self, ImportError> {
-        let file = directory.join("model.safetensors");
+        let (file, index) = (directory.join("model.safetensors"), directory.join("model.safetensors.index.json"));
         if file.is_file() {
-            return Self::open_file(&file);
-        }
-        let found = if !directory.is_dir() {
-            "no such directory"
-        } else if directory.join("model.safetensors.index.json").is_file() {
-            "a sharded one, which is not implemented yet"
+            Self::open_file(&file)
+        } else if index.is_file() {
+            Self::open_shards(directory, index)
         } else {
-            "no such file"
-        };
-        Err(ImportError::NoCheckpoint { directory: directory.to_owned(), found })
+            let found = if directory.is_dir() { "no such file" } else { "no such directory" };
+            Err(ImportError::NoCheckpoint { directory: directory.to_owned(), found })
+        }
     }
 
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self, ImportError> {
-        let open_error = |source| ImportError::Open { file: path.to_owned(), source };
-        let file = File::open(path).map_err(open_error)?;
+        let mut checkpoint = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add_shard(path.to_owned())?;
+        Ok(checkpoint)
+    }
+
+    fn open_shards(directory: &Path, path: PathBuf) -> Result<Self, ImportError> {
+        let index_error = |reason: String| ImportError::Index { file: path.clone(), reason };
+        let text = std::fs::read(&path).map_err(|source| ImportError::Open { file: path.clone(), source })?;
+        let index: Index = serde_json::from_slice(&text).map_err(|error| index_error(error.to_string()))?;
+        let files: BTreeSet<&String> = index.weight_map.values().collect();
+        let mut checkpoint = Self { path: path.clone(), shards: Vec::new(), tensors: BTreeMap::new() };
+        for file in files {
+            // A name, and nothing that leads out of the directory.
+            if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
+                return Err(index_error(format!("expected names of files beside it, found `{file}`")));
+            }
+            checkpoint.add_shard(directory.join(file))?;
+        }
+        for (name, file) in &index.weight_map {
+            let found = checkpoint.tensors.get(name).map(|entry| &checkpoint.shards[entry.shard].path);
+            if found != Some(&directory.join(file)) {
+                return Err(index_error(format!(
+                    "expected `{name}` in {file}, found it {}",
+                    match found {
+                        Some(other) => format!("in {}", other.display()),
+                        None => "nowhere".to_owned(),
+                    }
+                )));
+            }
+        }
+        if let Some(name) = checkpoint.names().find(|&name| !index.weight_map.contains_key(name)) {
+            return Err(index_error(format!("the shards hold `{name}`, which it does not list")));
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_shard(&mut self, path: PathBuf) -> Result<(), ImportError> {
+        let open_error = |source| ImportError::Open { file: path.clone(), source };
+        let file = File::open(&path).map_err(open_error)?;
         // SAFETY: the map is read-only and private to this process. Another process that shortened the file would end
         // this one with SIGBUS, as the type's documentation says; bytes that change under us are at worst wrong weights,
         // because every length comes from the header read once below.
         let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
         let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|source| ImportError::Header { file: path.to_owned(), source })?;
+            SafeTensors::read_metadata(&map).map_err(|source| ImportError::Header { file: path.clone(), source })?;
         let data = size_of::<u64>() + header;
-        let entry = |info: &safetensors::tensor::TensorInfo| Entry {
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            bytes: data + info.data_offsets.0..data + info.data_offsets.1,
-        };
-        let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect();
-        Ok(Self { path: path.to_owned(), map, tensors })
+        for (name, info) in metadata.tensors() {
+            let entry = Entry {
+                shard: self.shards.len(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                bytes: data + info.data_offsets.0..data + info.data_offsets.1,
+            };
+            if let Some(other) = self.tensors.insert(name.clone(), entry) {
+                let reason = format!("`{name}` is in {} as well", self.shards[other.shard].path.display());
+                return Err(ImportError::Index { file: path, reason });
+            }
+        }
+        self.shards.push(Shard { path, map });
+        Ok(())
     }
 
-    /// The file.
+    /// The file, or the index of the shards.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file that holds a tensor; the checkpoint's own path if none does.
+    pub(crate) fn file_of(&self, name: &str) -> PathBuf {
+        self.tensors.get(name).map_or(&self.path, |entry| &self.shards[entry.shard].path).clone()
     }
 
     /// Names of all tensors, sorted.
@@ -86,7 +149,7 @@ impl Checkpoint {
 
     /// A float tensor.
     pub fn tensor(&self, name: &str) -> Result<CheckpointTensor<'_>, ImportError> {
-        let file = || self.path.clone();
+        let file = || self.file_of(name);
         let entry = self
             .tensors
             .get(name)
@@ -97,7 +160,7 @@ impl Checkpoint {
             Dtype::BF16 => Element::Bf16,
             found => return Err(ImportError::Dtype { file: file(), tensor: name.to_owned(), found }),
         };
-        Ok(CheckpointTensor { shape: &entry.shape, element, bytes: &self.map[entry.bytes.clone()] })
+        Ok(CheckpointTensor { shape: &entry.shape, element, bytes: &self.shards[entry.shard].map[entry.bytes.clone()] })
     }
 }
 

@@ -14,7 +14,7 @@ pub enum ImportError {
         source: std::io::Error,
     },
     /// The directory holds no checkpoint that this version reads.
-    #[error("{}: expected a checkpoint `model.safetensors`, found {found}", directory.display())]
+    #[error("{}: expected `model.safetensors` or `model.safetensors.index.json`, found {found}", directory.display())]
     NoCheckpoint {
         /// The directory.
         directory: PathBuf,
@@ -28,6 +28,14 @@ pub enum ImportError {
         file: PathBuf,
         /// What is wrong.
         source: SafeTensorError,
+    },
+    /// The index of the shards and the shards do not fit together.
+    #[error("{}: {reason}", file.display())]
+    Index {
+        /// The index, or the shard that is at fault.
+        file: PathBuf,
+        /// What does not fit.
+        reason: String,
     },
     /// The module has parameters that the file lacks.
     #[error("{}: {} missing: {}", file.display(), tensors(.names.len()), list(names))]

@@ -136,7 +136,12 @@ fn compare(parameters: &[(String, Vec<usize>)], checkpoint: &Checkpoint) -> Resu
         let tensor = checkpoint.tensor(name)?;
         if tensor.shape() != expected {
             let (tensor, found) = (name.clone(), tensor.shape().to_vec());
-            return Err(ImportError::Shape { file: file(), tensor, expected: expected.clone(), found });
+            return Err(ImportError::Shape {
+                file: checkpoint.file_of(name),
+                tensor,
+                expected: expected.clone(),
+                found,
+            });
         }
     }
     Ok(())
@@ -189,7 +194,7 @@ impl<B: Backend, P: Place<B>, F: FnMut(Progress<'_>)> ModuleMapper<B> for Loader
             let placed = self.place.place(tensor, &self.path, &param.lazy_device());
             (self.on_progress)(Progress { tensor: &name, bytes: tensor.bytes() });
             placed.map_err(|source| ImportError::Encode {
-                file: self.checkpoint.path().to_owned(),
+                file: self.checkpoint.file_of(&name),
                 tensor: name.clone(),
                 source,
             })

@@ -187,11 +187,66 @@ fn a_lying_header_is_refused() {
     assert!(load_float(directory.path()).unwrap_err().contains("header"));
 }
 
+/// Splits the tensors of `Net` over two files and an index.
+fn write_shards(index: impl Fn(&str, usize) -> Option<String>) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let tensors = whole(Dtype::F32);
+    let mut weight_map = serde_json::Map::new();
+    for (i, part) in tensors.chunks(4).enumerate() {
+        let views = part
+            .iter()
+            .map(|(name, shape, dtype, bytes)| (*name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+        safetensors::serialize_to_file(views, None, &directory.path().join(format!("shard-{i}.safetensors"))).unwrap();
+        for (name, ..) in part {
+            if let Some(file) = index(name, i) {
+                weight_map.insert(name.to_string(), file.into());
+            }
+        }
+    }
+    let index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": weight_map});
+    std::fs::write(directory.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    directory
+}
+
+#[test]
+fn shards_load_like_one_file() {
+    let shards = write_shards(|_, i| Some(format!("shard-{i}.safetensors")));
+    let (single, _) = write(&whole(Dtype::F32));
+    let (a, b) = (load_float(shards.path()).unwrap(), load_float(single.path()).unwrap());
+    assert_eq!(a.layers[1].weight.val().into_data(), b.layers[1].weight.val().into_data());
+    assert_eq!(a.embed.weight.val().into_data(), b.embed.weight.val().into_data());
+}
+
+#[test]
+fn an_index_that_does_not_fit_its_shards_is_refused() {
+    let refuse = |index: fn(&str, usize) -> Option<String>, expected: &str| {
+        let directory = write_shards(index);
+        let message = load_float(directory.path()).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+    };
+    refuse(
+        |_, i| Some(format!("../shard-{i}.safetensors")),
+        "names of files beside it, found `../shard-0.safetensors`",
+    );
+    refuse(|_, _| Some("/etc/passwd".to_owned()), "found `/etc/passwd`");
+    refuse(|_, i| Some(format!("none-{i}.safetensors")), "none-0.safetensors: No such file");
+    refuse(|_, i| Some(format!("shard-{}.safetensors", 1 - i)), "expected `embed.weight` in shard-1.safetensors");
+    refuse(
+        |name, i| (name != "layers.0.bias").then(|| format!("shard-{i}.safetensors")),
+        "the shards hold `layers.0.bias`, which it does not list",
+    );
+    let directory = write_shards(|_, i| Some(format!("shard-{i}.safetensors")));
+    std::fs::copy(directory.path().join("shard-0.safetensors"), directory.path().join("shard-1.safetensors")).unwrap();
+    assert!(load_float(directory.path()).unwrap_err().contains("is in"), "a tensor twice");
+    std::fs::write(directory.path().join("model.safetensors.index.json"), "{}").unwrap();
+    assert!(load_float(directory.path()).unwrap_err().contains("weight_map"));
+}
+
 #[test]
 fn a_directory_without_a_checkpoint_says_what_was_expected() {
     let directory = tempfile::tempdir().unwrap();
     let message = load_float(directory.path()).unwrap_err();
-    assert!(message.ends_with("expected a checkpoint `model.safetensors`, found no such file"), "{message}");
+    assert!(message.ends_with("`model.safetensors.index.json`, found no such file"), "{message}");
     let message = load_float(&directory.path().join("none")).unwrap_err();
     assert!(message.ends_with("found no such directory"), "{message}");
 }

@@ -2,7 +2,7 @@ use crate::{Config, KvStore, Rope};
 use burn::{
     module::Module,
     nn::{Linear, LinearConfig},
-    tensor::{Tensor, backend::Backend},
+    tensor::{Bool, Tensor, backend::Backend},
 };
 
 /// Grouped-query attention with rotary positions.
@@ -31,7 +31,14 @@ impl<B: Backend> Attention<B> {
     }
 
     /// `x [batch, tokens, hidden]` to the same shape; the tokens' keys and values join the store.
-    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, store: &mut impl KvStore<B>) -> Tensor<B, 3> {
+    /// `hidden` is that of [`KvStore::attend`].
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rope: &Rope<B>,
+        hidden: Option<&Tensor<B, 4, Bool>>,
+        store: &mut impl KvStore<B>,
+    ) -> Tensor<B, 3> {
         let [batch, tokens, _] = x.dims();
         let (heads, kv_heads, head) = (self.heads, self.kv_heads, self.head);
         let qkv = self.qkv_proj.forward(x).reshape([batch, tokens, heads + 2 * kv_heads, head]).swap_dims(1, 2);
@@ -39,7 +46,7 @@ impl<B: Backend> Attention<B> {
         let queries = rope.apply(part(0, heads));
         let keys = rope.apply(part(heads, kv_heads));
         store.append(keys, part(heads + kv_heads, kv_heads));
-        let attended = store.attend(queries).swap_dims(1, 2).reshape([batch, tokens, heads * head]);
+        let attended = store.attend(queries, hidden).swap_dims(1, 2).reshape([batch, tokens, heads * head]);
         self.o_proj.forward(attended)
     }
 }

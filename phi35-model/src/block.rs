@@ -2,7 +2,7 @@ use crate::{Attention, Config, KvStore, Mlp, Rope};
 use burn::{
     module::Module,
     nn::{RmsNorm, RmsNormConfig},
-    tensor::{Tensor, backend::Backend},
+    tensor::{Bool, Tensor, backend::Backend},
 };
 
 /// One decoder layer: attention and feed-forward, each on the normalised residual stream and added to it.
@@ -29,8 +29,15 @@ impl<B: Backend> DecoderLayer<B> {
     }
 
     /// `x [batch, tokens, hidden]` to the same shape.
-    pub fn forward(&self, x: Tensor<B, 3>, rope: &Rope<B>, store: &mut impl KvStore<B>) -> Tensor<B, 3> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rope, store);
+    /// `hidden` is that of [`KvStore::attend`].
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rope: &Rope<B>,
+        hidden: Option<&Tensor<B, 4, Bool>>,
+        store: &mut impl KvStore<B>,
+    ) -> Tensor<B, 3> {
+        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rope, hidden, store);
         x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
     }
 }

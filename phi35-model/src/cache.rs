@@ -1,17 +1,21 @@
 //! The key-value cache: what attention needs of earlier tokens.
 
-use burn::tensor::{Bool, Tensor, activation::softmax, backend::Backend};
+use burn::tensor::{Bool, Int, Tensor, activation::softmax, backend::Backend};
 
 /// Keys and values of one layer. Another storage (encoded, paged) is another implementation.
 pub trait KvStore<B: Backend> {
     /// Appends the keys and values of new tokens, `[batch, kv heads, tokens, head]` each, keys already rotated.
     fn append(&mut self, keys: Tensor<B, 4>, values: Tensor<B, 4>);
 
-    /// Scaled dot-product attention over everything stored, causal, for the queries of the tokens appended last.
+    /// Scaled dot-product attention over everything stored, for the queries of the tokens appended last.
     ///
     /// `queries`: `[batch, heads, tokens, head]`, where `heads` is a multiple of the key-value heads and neighbouring
-    /// query heads share one. Returns the same shape. Scores are scaled by `head^-0.5`.
-    fn attend(&self, queries: Tensor<B, 4>) -> Tensor<B, 4>;
+    /// query heads share one. `hidden`: `[batch or 1, 1, tokens, len]`, true where a query does not see a key; absent if
+    /// every query sees all. Returns the shape of the queries. Scores are scaled by `head^-0.5`.
+    fn attend(&self, queries: Tensor<B, 4>, hidden: Option<&Tensor<B, 4, Bool>>) -> Tensor<B, 4>;
+
+    /// Forgets everything, because keys must be computed anew.
+    fn clear(&mut self);
 
     /// Tokens stored.
     fn len(&self) -> usize;
@@ -22,25 +26,36 @@ pub trait KvStore<B: Backend> {
     }
 }
 
-/// The caches of all layers.
+/// The caches of all layers, and what they need to be computed anew.
 #[derive(Debug, Clone)]
-pub struct KvCache<S> {
+pub struct KvCache<B: Backend, S = DenseKv<B>> {
     pub(crate) layers: Vec<S>,
+    pub(crate) left_padding: Vec<usize>,
+    /// Tokens stored, `[batch, tokens]`; kept only where a longer sequence may rotate its keys otherwise.
+    pub(crate) ids: Option<Tensor<B, 2, Int>>,
 }
 
-impl<S: Default> KvCache<S> {
+impl<B: Backend, S: KvStore<B> + Default> KvCache<B, S> {
     /// Empty caches for `layers` layers.
     pub fn new(layers: usize) -> Self {
-        Self { layers: (0..layers).map(|_| S::default()).collect() }
+        Self { layers: (0..layers).map(|_| S::default()).collect(), left_padding: Vec::new(), ids: None }
     }
 }
 
-impl<S> KvCache<S> {
-    /// Tokens stored.
-    pub fn tokens<B: Backend>(&self) -> usize
-    where
-        S: KvStore<B>,
-    {
+impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
+    /// For a batch of sequences of several lengths: each row starts with so many tokens of padding, which nothing sees
+    /// and no position counts. To be told before the first token.
+    pub fn with_left_padding(self, left_padding: Vec<usize>) -> Self {
+        Self { left_padding, ..self }
+    }
+
+    /// Padding of each row; a single 0 stands for rows without any.
+    pub(crate) fn paddings(&self) -> &[usize] {
+        if self.left_padding.is_empty() { &[0] } else { &self.left_padding }
+    }
+
+    /// Tokens stored, padding included.
+    pub fn tokens(&self) -> usize {
         self.layers.first().map_or(0, |layer| layer.len())
     }
 }
@@ -92,7 +107,7 @@ impl<B: Backend> KvStore<B> for DenseKv<B> {
         self.len = end;
     }
 
-    fn attend(&self, queries: Tensor<B, 4>) -> Tensor<B, 4> {
+    fn attend(&self, queries: Tensor<B, 4>, hidden: Option<&Tensor<B, 4, Bool>>) -> Tensor<B, 4> {
         let Some((keys, values)) = &self.room else { return queries };
         let [batch, heads, tokens, head] = queries.dims();
         let [_, kv_heads, _, _] = keys.dims();
@@ -102,8 +117,11 @@ impl<B: Backend> KvStore<B> for DenseKv<B> {
         let rows = heads / kv_heads * tokens;
         let queries = queries.reshape([batch, kv_heads, rows, head]) * (head as f64).powf(-0.5);
         let scores = queries.matmul(stored(keys).swap_dims(2, 3)).reshape([batch, heads, tokens, self.len]);
-        let scores = match self.future(tokens, &scores.device()) {
-            Some(future) => scores.mask_fill(future.expand([batch, heads, tokens, self.len]), f32::NEG_INFINITY),
+        let scores = match hidden {
+            Some(hidden) => {
+                let hidden = hidden.clone().expand([batch, heads, tokens, self.len]);
+                scores.mask_fill(hidden, f32::NEG_INFINITY)
+            }
             None => scores,
         };
         let weights = softmax(scores, 3).reshape([batch, kv_heads, rows, self.len]);
@@ -113,20 +131,16 @@ impl<B: Backend> KvStore<B> for DenseKv<B> {
     fn len(&self) -> usize {
         self.len
     }
-}
 
-impl<B: Backend> DenseKv<B> {
-    /// `[1, 1, tokens, len]`, true where a key is later than the query. One query sees everything.
-    fn future(&self, tokens: usize, device: &B::Device) -> Option<Tensor<B, 4, Bool>> {
-        (tokens > 1).then(|| {
-            Tensor::<B, 2, Bool>::tril_mask([tokens, self.len], (self.len - tokens) as i64, device).unsqueeze::<4>()
-        })
+    fn clear(&mut self) {
+        *self = Self::default();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Mask;
     use burn::tensor::{Distribution, Tolerance};
     use burn_flex::Flex;
 
@@ -162,7 +176,8 @@ mod tests {
                 .map(|&n| {
                     let part = |t: &Tensor<Flex, 4>| t.clone().slice_dim(2, start..start + n);
                     store.append(part(&k), part(&v));
-                    let attended = store.attend(part(&q));
+                    let hidden = Mask::default().hidden(n, start + n, &device);
+                    let attended = store.attend(part(&q), hidden.as_ref());
                     start += n;
                     attended
                 })

@@ -24,6 +24,8 @@ pub struct Config {
     pub head_dim: Option<usize>,
     /// Longest sequence.
     pub max_position_embeddings: usize,
+    /// Longest sequence of the model before its rope was rescaled; `max_position_embeddings` if absent.
+    pub original_max_position_embeddings: Option<usize>,
     /// Added to the mean square before the root.
     pub rms_norm_eps: f64,
     /// Base of the rotary wavelengths.
@@ -54,12 +56,18 @@ fn silu() -> String {
     "silu".to_owned()
 }
 
-/// Rescaled rotary wavelengths, by name.
+/// Rescaled rotary wavelengths: one factor a wavelength, and other factors for long sequences.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct RopeScaling {
-    /// Name of the rule.
+    /// Must be `longrope`.
     #[serde(rename = "type", alias = "rope_type")]
     pub kind: String,
+    /// Factors for sequences of at most the original length.
+    #[serde(default)]
+    pub short_factor: Vec<f32>,
+    /// Factors for longer sequences.
+    #[serde(default)]
+    pub long_factor: Vec<f32>,
 }
 
 /// No id, one, or several, as the same field of Hugging Face files may hold.
@@ -138,16 +146,6 @@ impl Config {
         };
         require(self.model_type == "phi3", "model_type", format!("`{}`", self.model_type), "`phi3`")?;
         require(self.hidden_act == "silu", "hidden_act", format!("`{}`", self.hidden_act), "`silu`")?;
-        if let Some(scaling) = &self.rope_scaling {
-            require(false, "rope_scaling", format!("`{}`", scaling.kind), "none: scaled rope is not implemented yet")?;
-        }
-        let window = self.sliding_window.filter(|&w| w < self.max_position_embeddings);
-        require(
-            window.is_none(),
-            "sliding_window",
-            format!("{window:?}"),
-            "at least `max_position_embeddings`: a shorter window is not implemented yet",
-        )?;
         for (field, size) in [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -156,6 +154,8 @@ impl Config {
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.key_value_heads()),
             ("max_position_embeddings", self.max_position_embeddings),
+            ("original_max_position_embeddings", self.original_length()),
+            ("sliding_window", self.sliding_window.unwrap_or(1)),
         ] {
             require((1..=1 << 24).contains(&size), field, size.to_string(), "1 to 16777216")?;
         }
@@ -179,6 +179,20 @@ impl Config {
             self.partial_rotary_factor.to_string(),
             &format!("one that rotates an even number of a head's {} dimensions", self.head_size()),
         )?;
+        if let Some(scaling) = &self.rope_scaling {
+            require(scaling.kind == "longrope", "rope_scaling", format!("`{}`", scaling.kind), "none or `longrope`")?;
+            for (field, factors) in [
+                ("rope_scaling.short_factor", &scaling.short_factor),
+                ("rope_scaling.long_factor", &scaling.long_factor),
+            ] {
+                require(
+                    factors.len() == rotary / 2 && factors.iter().all(|&f| f > 0.0 && f.is_finite()),
+                    field,
+                    format!("{} numbers", factors.len()),
+                    &format!("{} positive numbers, one a wavelength", rotary / 2),
+                )?;
+            }
+        }
         require(self.rms_norm_eps > 0.0, "rms_norm_eps", self.rms_norm_eps.to_string(), "more than 0")?;
         require(self.rope_theta > 0.0, "rope_theta", self.rope_theta.to_string(), "more than 0")
     }
@@ -191,6 +205,11 @@ impl Config {
     /// Dimensions of a head.
     pub fn head_size(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+
+    /// Longest sequence that takes the short factors.
+    pub fn original_length(&self) -> usize {
+        self.original_max_position_embeddings.unwrap_or(self.max_position_embeddings)
     }
 
     /// Dimensions of a head that are rotated.
@@ -238,9 +257,10 @@ mod tests {
     fn what_is_not_implemented_is_refused_by_field() {
         let unknown = with("model_type", "llama".into()).unwrap_err();
         assert_eq!(unknown, "config: `model_type` is `llama`: expected `phi3`");
-        assert!(with("rope_scaling", serde_json::json!({"type": "longrope"})).unwrap_err().contains("longrope"));
-        assert!(with("sliding_window", 16.into()).unwrap_err().contains("sliding_window"));
-        assert!(with("sliding_window", 262144.into()).is_ok());
+        assert!(with("rope_scaling", serde_json::json!({"type": "yarn"})).unwrap_err().contains("`yarn`"));
+        let short = serde_json::json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2.0]});
+        let message = with("rope_scaling", short).unwrap_err();
+        assert!(message.contains("`rope_scaling.short_factor` is 1 numbers: expected 2"), "{message}");
         assert!(with("hidden_act", "gelu".into()).is_err());
     }
 
@@ -252,6 +272,7 @@ mod tests {
             ("num_key_value_heads", 0),
             ("num_attention_heads", 0),
             ("vocab_size", 0),
+            ("sliding_window", 0),
             ("hidden_size", 1u64 << 40),
         ] {
             assert!(with(field, value.into()).is_err(), "{field} = {value}");

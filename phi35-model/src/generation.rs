@@ -1,4 +1,4 @@
-use crate::{DenseKv, KvCache, Phi3};
+use crate::{KvCache, Phi3};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 /// How to generate. The most likely token is taken each time.
@@ -74,7 +74,7 @@ pub(crate) fn check_prompt<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Result<(
 #[derive(Debug)]
 pub struct Generate<'m, B: Backend> {
     model: &'m Phi3<B>,
-    cache: KvCache<DenseKv<B>>,
+    cache: KvCache<B>,
     /// Tokens not yet run: the prompt, then the last token given out.
     next: Vec<u32>,
     produced: usize,
@@ -143,7 +143,7 @@ impl<B: Backend> Phi3<B> {
     /// Logits at every position of one sequence, `[tokens, vocabulary]`.
     pub fn sequence_logits(&self, ids: &[u32]) -> Result<Tensor<B, 2>, PromptError> {
         check_prompt(self, ids)?;
-        let mut cache: KvCache<DenseKv<B>> = self.cache();
+        let mut cache: KvCache<B> = self.cache();
         Ok(self.forward(input(ids, self), &mut cache).squeeze_dim(0))
     }
 }

@@ -1,8 +1,8 @@
 //! Phi-3 and Phi-3.5 in plain Burn, generic over the backend.
 //!
 //! [`Phi3`] is a Burn module whose field names are Hugging Face's parameter names. Read top-down: [`Phi3`] (model.rs),
-//! its decoder layers (block.rs), attention with rotary positions (attention.rs, rope.rs) over a key-value cache
-//! (cache.rs), and the feed-forward layers (mlp.rs). [`generate`] turns it into tokens and [`Tokenizer`] tokens into text.
+//! its decoder layers (block.rs), attention with rotary positions (attention.rs, rope.rs, mask.rs) over a key-value
+//! cache (cache.rs), and the feed-forward layers (mlp.rs). [`generate`] turns it into tokens and [`Tokenizer`] tokens into text.
 //!
 //! ```
 //! use burn_flex::Flex;
@@ -23,6 +23,7 @@ mod block;
 mod cache;
 mod config;
 mod generation;
+mod mask;
 mod mlp;
 mod model;
 mod rope;
@@ -33,7 +34,8 @@ pub use block::DecoderLayer;
 pub use cache::{DenseKv, KvCache, KvStore};
 pub use config::{Config, ConfigError, GenerationConfig, RopeScaling, TokenIds};
 pub use generation::{Generate, Generation, PromptError, StopReason, generate};
+pub use mask::Mask;
 pub use mlp::Mlp;
 pub use model::{Decoder, Phi3};
-pub use rope::Rope;
+pub use rope::{Positions, Rope};
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};

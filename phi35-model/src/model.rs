@@ -1,4 +1,4 @@
-use crate::{Config, ConfigError, DecoderLayer, KvCache, KvStore, Rope, block::norm};
+use crate::{Config, ConfigError, DecoderLayer, KvCache, KvStore, Mask, Positions, Rope, block::norm, rope::crosses};
 use burn::{
     module::Module,
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm},
@@ -53,17 +53,50 @@ impl<B: Backend> Phi3<B> {
     }
 
     /// An empty cache of this model's depth.
-    pub fn cache<S: Default>(&self) -> KvCache<S> {
+    pub fn cache<S: KvStore<B> + Default>(&self) -> KvCache<B, S> {
         KvCache::new(self.config().num_hidden_layers)
     }
 
     /// Runs new tokens `[batch, tokens]` after those in the cache: the state before the head, `[batch, tokens, hidden]`.
-    pub fn hidden<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<S>) -> Tensor<B, 3> {
-        let tokens = ids.dims()[1];
-        let rope = Rope::new(self.config(), cache.tokens(), tokens, &ids.device());
+    ///
+    /// Where the new tokens take a longrope sequence past its original length, every cached key is stale: the whole
+    /// sequence is run again.
+    pub fn hidden<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<B, S>) -> Tensor<B, 3> {
+        let [_, new] = ids.dims();
+        if self.config.rope_scaling.is_none() {
+            return self.run(ids, cache);
+        }
+        let before = cache.tokens();
+        let all = match cache.ids.take() {
+            Some(stored) => Tensor::cat(vec![stored, ids.clone()], 1),
+            None => ids.clone(),
+        };
+        cache.ids = Some(all.clone());
+        let mut paddings = cache.left_padding.iter().chain(cache.left_padding.is_empty().then_some(&0));
+        let stale = paddings.any(|&padding| {
+            crosses(&self.config, before.saturating_sub(padding), (before + new).saturating_sub(padding))
+        });
+        if !stale {
+            return self.run(ids, cache);
+        }
+        cache.layers.iter_mut().for_each(KvStore::clear);
+        self.run(all, cache).slice_dim(1, before..before + new)
+    }
+
+    fn run<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<B, S>) -> Tensor<B, 3> {
+        let ([_, tokens], device) = (ids.dims(), ids.device());
+        let first = cache.tokens();
+        let positions = |&padding: &usize| Positions {
+            tokens: (first..first + tokens).map(|slot| slot.saturating_sub(padding)).collect(),
+            length: (first + tokens).saturating_sub(padding),
+        };
+        let rope = Rope::new(&self.config, &cache.paddings().iter().map(positions).collect::<Vec<_>>(), &device);
+        let mask = Mask { window: self.config.sliding_window, left_padding: cache.left_padding.clone() };
+        let hidden = mask.hidden(tokens, first + tokens, &device);
+
         let mut x = self.model.embed_tokens.forward(ids);
         for (layer, store) in self.model.layers.iter().zip(&mut cache.layers) {
-            x = layer.forward(x, &rope, store);
+            x = layer.forward(x, &rope, hidden.as_ref(), store);
         }
         self.model.norm.forward(x)
     }
@@ -77,7 +110,7 @@ impl<B: Backend> Phi3<B> {
     }
 
     /// Logits of every new token, `[batch, tokens, vocabulary]`.
-    pub fn forward<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<S>) -> Tensor<B, 3> {
+    pub fn forward<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<B, S>) -> Tensor<B, 3> {
         self.logits(self.hidden(ids, cache))
     }
 }

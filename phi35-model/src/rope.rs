@@ -1,34 +1,64 @@
 //! Rotary positions. Source: Hugging Face `modeling_rope_utils` and `apply_rotary_pos_emb` of `modeling_phi3`.
 
-use crate::Config;
+use crate::{Config, config::RopeScaling};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
-/// Angles for a range of positions: cosine and sine, each `[1, 1, positions, rotary / 2]`.
+/// Cosines and sines of the angles of some tokens, `[batch or 1, 1, tokens, rotary / 2]` each.
 #[derive(Debug, Clone)]
 pub struct Rope<B: Backend> {
     cos: Tensor<B, 4>,
     sin: Tensor<B, 4>,
 }
 
+/// Where the tokens of one row stand, and how long its sequence is with them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Positions {
+    /// Position of each new token. Those of padding do not matter.
+    pub tokens: Vec<usize>,
+    /// Length of the sequence, cached tokens included and padding not.
+    pub length: usize,
+}
+
+impl Positions {
+    /// The whole of a sequence of `length` tokens.
+    pub fn whole(length: usize) -> Self {
+        Self { tokens: (0..length).collect(), length }
+    }
+}
+
 impl<B: Backend> Rope<B> {
-    /// Angles `position / theta^(2i/rotary)`, in f32 as Hugging Face computes them.
-    pub fn new(config: &Config, first: usize, positions: usize, device: &B::Device) -> Self {
+    /// Angles `position / (factor * theta^(2i/rotary))`, in f32 as Hugging Face computes them, for one row or each row.
+    ///
+    /// With longrope, a row of at most the original length takes the short factors and a longer one the long ones, for
+    /// all its tokens; each row by itself, so that a row in a batch equals the row alone. Cosine and sine are scaled
+    /// alike with either.
+    pub fn new(config: &Config, rows: &[Positions], device: &B::Device) -> Self {
         let rotary = config.rotary_dim();
-        let inverse: Vec<f32> =
-            (0..rotary / 2).map(|i| 1.0 / (config.rope_theta as f32).powf((2 * i) as f32 / rotary as f32)).collect();
-        let angles = (first..first + positions).flat_map(|p| inverse.iter().map(move |f| p as f32 * f));
-        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
-        let tensor = |v| Tensor::from_data(TensorData::new(v, [1, 1, positions, rotary / 2]), device);
+        let scale = config.rope_scaling.as_ref().map_or(1.0, |_| attention_scale(config));
+        let angles = |row: &Positions| -> Vec<f32> {
+            let factors = config.rope_scaling.as_ref().map(|scaling| factors(scaling, config, row.length));
+            let inverse: Vec<f32> = (0..rotary / 2)
+                .map(|i| {
+                    let wavelength = (config.rope_theta as f32).powf((2 * i) as f32 / rotary as f32);
+                    1.0 / (factors.map_or(1.0, |f| f[i]) * wavelength)
+                })
+                .collect();
+            row.tokens.iter().flat_map(|&p| inverse.iter().map(move |f| p as f32 * f)).collect()
+        };
+        let angles = rows.iter().flat_map(angles);
+        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.sin() * scale, a.cos() * scale)).unzip();
+        let shape = [rows.len(), 1, rows.first().map_or(0, |row| row.tokens.len()), rotary / 2];
+        let tensor = |v| Tensor::from_data(TensorData::new(v, shape), device);
         Self { cos: tensor(cos), sin: tensor(sin) }
     }
 
     /// Rotates the first `rotary` dimensions of each head by halves: dimension `i` with `i + rotary/2`. The rest pass.
     ///
-    /// `x`: `[batch, heads, positions, head]`.
+    /// `x`: `[batch, heads, tokens, head]`.
     pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [batch, heads, positions, head] = x.dims();
+        let [batch, heads, tokens, head] = x.dims();
         let half = self.cos.dims()[3];
-        let part = |from, to| x.clone().slice([0..batch, 0..heads, 0..positions, from..to]);
+        let part = |from, to| x.clone().slice([0..batch, 0..heads, 0..tokens, from..to]);
         let (a, b) = (part(0, half), part(half, 2 * half));
         let rotated_a = a.clone() * self.cos.clone() - b.clone() * self.sin.clone();
         let rotated_b = b * self.cos.clone() + a * self.sin.clone();
@@ -37,5 +67,45 @@ impl<B: Backend> Rope<B> {
             parts.push(part(2 * half, head));
         }
         Tensor::cat(parts, 3)
+    }
+}
+
+/// Whether a row that grows from `before` to `after` tokens must have its cached keys rotated anew.
+pub(crate) fn crosses(config: &Config, before: usize, after: usize) -> bool {
+    config.rope_scaling.is_some()
+        && before > 0
+        && before <= config.original_length()
+        && after > config.original_length()
+}
+
+fn factors<'c>(scaling: &'c RopeScaling, config: &Config, length: usize) -> &'c [f32] {
+    if length > config.original_length() { &scaling.long_factor } else { &scaling.short_factor }
+}
+
+/// `sqrt(1 + ln(max/original) / ln(original))`, which both cosine and sine are multiplied by.
+fn attention_scale(config: &Config) -> f32 {
+    let (longest, original) = (config.max_position_embeddings as f64, config.original_length() as f64);
+    if longest <= original { 1.0 } else { (1.0 + (longest / original).ln() / original.ln()).sqrt() as f32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phi35_scales_attention_by_the_published_factor() {
+        let config: Config = serde_json::from_str(
+            r#"{"model_type": "phi3", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+                "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.1], "long_factor": [1.0, 2.0]}}"#,
+        )
+        .unwrap();
+        config.validate().unwrap();
+        assert!((attention_scale(&config) - 1.190_238_1).abs() < 1e-6);
+        assert_eq!(factors(config.rope_scaling.as_ref().unwrap(), &config, 4096), [1.0, 1.1]);
+        assert_eq!(factors(config.rope_scaling.as_ref().unwrap(), &config, 4097), [1.0, 2.0]);
+        assert!(crosses(&config, 4096, 4097) && crosses(&config, 1, 5000));
+        assert!(!crosses(&config, 0, 5000) && !crosses(&config, 4097, 4098) && !crosses(&config, 4000, 4096));
     }
 }

@@ -6,7 +6,7 @@ use burn::{
     tensor::{Distribution, Int, Tensor, TensorData, Tolerance, backend::Backend},
 };
 use burn_flex::Flex;
-use phi35_model::{Config, DenseKv, KvCache, Phi3};
+use phi35_model::{Config, KvCache, Phi3};
 
 /// Burn's initial norm weights are all one: random ones test more.
 struct Randomize;
@@ -125,7 +125,7 @@ fn logits_equal_the_formula_for_any_split_over_the_cache() {
         let expected = by_formula(&config, &weights.0, &ids);
         let expected = TensorData::new(expected, [1, ids.len(), config.vocab_size]).convert::<f32>();
         for split in [vec![9], vec![1; 9], vec![4, 1, 3, 1]] {
-            let mut cache: KvCache<DenseKv<Flex>> = model.cache();
+            let mut cache: KvCache<Flex> = model.cache();
             let mut rest = &ids[..];
             let parts = split.iter().map(|&n| {
                 let part: Vec<i64> = rest[..n].iter().map(|&id| id as i64).collect();

@@ -1,9 +1,9 @@
 //! The model against Hugging Face: logits, greedy tokens and text, the same generic function on every backend.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
-use phi35_model::{Config, Generation, Phi3, Tokenizer, generate};
+use phi35_model::{Config, DenseKv, Generation, KvCache, Mask, Phi3, Positions, Rope, Tokenizer, generate};
 use qins_backend::{Policy, Qins};
 use qins_codec::Format;
 use qins_import::{Checkpoint, load, load_encoded};
@@ -29,25 +29,91 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Every prompt of a fixture: logits within 1e-3, greedy ids exactly.
+/// Every prompt of a fixture, and its batches: logits within 1e-3, greedy ids exactly.
 fn fixture<B: Backend>(directory: &Path) {
     let model = load_model::<B>(directory);
     let golden = read_json(&directory.join("golden.json"));
+    let tensor = |name: &str| read_tensor(&directory.join("golden.safetensors"), name);
     let prompts = golden["prompts"].as_array().unwrap();
     assert!(!prompts.is_empty());
     for (i, prompt) in prompts.iter().enumerate() {
         let input = ids(&prompt["input_ids"]);
-        let expected = read_tensor(&directory.join("golden.safetensors"), &format!("p{i}.logits"));
-        let difference = largest_difference(&logits(&model, &input), &expected);
+        let difference = largest_difference(&logits(&model, &input), &tensor(&format!("p{i}.logits")));
         assert!(difference < 1e-3, "prompt {i}: logits off by {difference}");
         let expected = ids(&prompt["greedy_ids"]);
         assert_eq!(greedy(&model, &input, expected.len()), expected, "prompt {i}");
+        if i == 1 {
+            let difference = largest_difference(&after_first_layer(&model, &input), &tensor("p1.hidden_after_layer0"));
+            assert!(difference < 1e-3, "state after the first layer off by {difference}");
+        }
     }
+    for name in ["batch", "batch_mixed"] {
+        if let Some(batch) = golden.get(name) {
+            check_batch(&model, batch, &tensor(&format!("{name}.logits")));
+        }
+    }
+}
+
+/// The residual stream after the first layer, by the layer's own interface.
+fn after_first_layer<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Vec<f32> {
+    let device = Default::default();
+    let rope = Rope::new(model.config(), &[Positions::whole(ids.len())], &device);
+    let mask = Mask { window: model.config().sliding_window, ..Default::default() };
+    let x = model.model.embed_tokens.forward(tokens::<B>(&[ids.to_vec()]));
+    let hidden = mask.hidden(ids.len(), ids.len(), &device);
+    let x = model.model.layers[0].forward(x, &rope, hidden.as_ref(), &mut DenseKv::default());
+    x.into_data().to_vec().unwrap()
+}
+
+fn tokens<B: Backend>(rows: &[Vec<u32>]) -> Tensor<B, 2, Int> {
+    let flat: Vec<i64> = rows.iter().flatten().map(|&id| id.into()).collect();
+    Tensor::from_data(TensorData::new(flat, [rows.len(), rows[0].len()]), &Default::default())
+}
+
+/// A row in a batch equals the row alone: longrope factors are chosen for each row by its own length.
+fn check_batch<B: Backend>(model: &Phi3<B>, batch: &serde_json::Value, golden: &[f32]) {
+    let rows: Vec<Vec<u32>> = batch["input_ids"].as_array().unwrap().iter().map(ids).collect();
+    let masks: Vec<Vec<u32>> = batch["attention_mask"].as_array().unwrap().iter().map(ids).collect();
+    let padding: Vec<usize> = masks.iter().map(|mask| mask.iter().filter(|&&m| m == 0).count()).collect();
+    let expected: Vec<Vec<u32>> = batch["rows_alone_greedy_ids"].as_array().unwrap().iter().map(ids).collect();
+    // Hugging Face takes one set of factors for the whole batch: there, rows of another length differ from the goldens.
+    let alone: Vec<f64> =
+        batch["max_abs_logit_diff_row_alone"].as_array().unwrap().iter().map(|d| d.as_f64().unwrap()).collect();
+
+    let mut cache: KvCache<B> = model.cache().with_left_padding(padding.clone());
+    let mut logits: Vec<f32> = model.forward(tokens::<B>(&rows), &mut cache).into_data().to_vec().unwrap();
+    let (length, vocabulary) = (rows[0].len(), model.config().vocab_size);
+    for (r, &padding) in padding.iter().enumerate() {
+        let real = |all: &[f32]| all[(r * length + padding) * vocabulary..(r + 1) * length * vocabulary].to_vec();
+        let by_itself = self::logits(model, &rows[r][padding..]);
+        let difference = largest_difference(&real(&logits), &by_itself);
+        assert!(difference < 1e-3, "row {r}: logits off by {difference} from the row alone");
+        if alone[r] < 1e-3 {
+            let difference = largest_difference(&real(&logits), &real(golden));
+            assert!(difference < 1e-3, "row {r}: logits off by {difference}");
+        }
+    }
+    let mut generated: Vec<Vec<u32>> = vec![Vec::new(); rows.len()];
+    for _ in 0..expected[0].len() {
+        let step = logits.len() / rows.len();
+        let next: Vec<Vec<u32>> = logits
+            .chunks_exact(step)
+            .map(|row| {
+                let last = &row[step - vocabulary..];
+                vec![(0..vocabulary).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap() as u32]
+            })
+            .collect();
+        generated.iter_mut().zip(&next).for_each(|(all, id)| all.extend(id));
+        logits = model.forward(tokens::<B>(&next), &mut cache).into_data().to_vec().unwrap();
+    }
+    assert_eq!(generated, expected);
 }
 
 #[test]
 fn fixtures_match_on_every_backend_with_nothing_encoded() {
-    for case in ["plain", "gqa-tied-f16", "partial-rotary-gqa"] {
+    for case in
+        ["plain", "longrope", "gqa-tied-f16", "sliding-window-sharded", "head96-longrope-bf16", "partial-rotary-gqa"]
+    {
         let Some(directory) = shared(&format!("fixtures/phi3/{case}")) else { return };
         fixture::<Flex>(&directory);
         fixture::<Qins<Flex>>(&directory);
