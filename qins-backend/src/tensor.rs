@@ -1,10 +1,10 @@
 use crate::{Qins, kernels, view::View};
 use burn_backend::{
-    Backend, DType, FloatDType, QTensorPrimitive, Shape, TensorData, TensorMetadata, TensorPrimitive,
+    Backend, DType, FloatDType, QTensorPrimitive, Shape, Slice, TensorData, TensorMetadata, TensorPrimitive,
     quantization::{QuantLevel, QuantMode, QuantParam, QuantScheme, QuantStore, QuantValue},
     tensor::{Device, FloatTensor, IntTensor},
 };
-use qins_codec::{Decoder, EncodeError, Encoded, Format, Header, Slice, Weights, encode, encode_with};
+use qins_codec::{Decoder, EncodeError, Encoded, Format, Header, Weights, encode, encode_with};
 use std::sync::Arc;
 
 /// The scheme that QINS tensors report.
@@ -109,13 +109,13 @@ impl<B: Backend> QinsTensor<B> {
 
     fn encode_by(
         tensor: FloatTensor<B>,
-        encode: impl FnOnce(&Slice<'_>) -> Result<Encoded, EncodeError>,
+        encode: impl FnOnce(&qins_codec::Slice<'_>) -> Result<Encoded, EncodeError>,
     ) -> Result<Self, EncodeError> {
         let (shape, device) = (tensor.shape(), B::float_device(&tensor));
         let values = read_f32::<B>(tensor);
         let cols = shape.as_slice().last().copied().unwrap_or(1);
         let rows = values.len().checked_div(cols).unwrap_or(0);
-        let (decoder, codes, scales) = encode(&Slice::new(&values, rows, cols))?.into_parts();
+        let (decoder, codes, scales) = encode(&qins_codec::Slice::new(&values, rows, cols))?.into_parts();
         Ok(Self::new(Arc::new(decoder), &codes, &scales, View::new(shape.to_vec()), &device))
     }
 
@@ -135,6 +135,39 @@ impl<B: Backend> QinsTensor<B> {
         let rank = self.view.axes().len();
         let view = self.view.swap_dims(rank - 2, rank - 1);
         self.with_view(view)
+    }
+
+    /// Part of the tensor, still coded: whole rows and whole groups, where their codes and scale codes are whole words.
+    pub(crate) fn slice(&self, slices: &[Slice]) -> Option<Self> {
+        let &header = self.header();
+        let Header { format, rows: all_rows, cols: all_cols, .. } = header;
+        let (rows, cols, view) = self.view.slice(slices, all_rows, all_cols)?;
+        let on_group = |col: usize| col.is_multiple_of(format.group()) || col == all_cols;
+        if !on_group(cols.start) || !on_group(cols.end) {
+            return None;
+        }
+        let words = |bytes: fn(Format, usize) -> usize, words: &IntTensor<B>| {
+            let (first, part, row) = (bytes(format, cols.start), bytes(format, cols.len()), bytes(format, all_cols));
+            let range = if part == row {
+                // Rows follow each other: the last word may hold the next row's first bytes, which nobody reads.
+                let (start, end) = (rows.start * row, rows.end * row);
+                return start
+                    .is_multiple_of(4)
+                    .then(|| B::int_slice(words.clone(), &[(start / 4..end.div_ceil(4)).into()]));
+            } else {
+                first..first + part
+            };
+            let whole = row.is_multiple_of(4) && range.start.is_multiple_of(4) && range.end.is_multiple_of(4);
+            whole.then(|| {
+                let table = B::int_reshape(words.clone(), Shape::new([all_rows, row / 4]));
+                let table = B::int_slice(table, &[rows.clone().into(), (range.start / 4..range.end / 4).into()]);
+                B::int_reshape(table, Shape::new([rows.len() * range.len() / 4]))
+            })
+        };
+        let codes = words(Format::code_bytes, &self.codes)?;
+        let scales = words(Format::scale_bytes, &self.scales)?;
+        let decoder = Decoder::new(Header { rows: rows.len(), cols: cols.len(), ..header }).ok()?;
+        Some(Self { codes, scales, decoder: Arc::new(decoder), view })
     }
 
     pub(crate) fn with_view(self, view: View) -> Self {

@@ -1,6 +1,7 @@
 //! How a tensor of any rank lies over an encoded matrix, so that transposing and reshaping move no code.
 
-use burn_backend::Shape;
+use burn_backend::{Shape, Slice};
+use std::ops::Range;
 
 /// A row-major array over the matrix's weights, seen with its axes permuted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +83,35 @@ impl View {
         leading.iter().all(|&a| self.stored[a] == 1) && input > output && self.stored[*input] == cols
     }
 
+    /// The rows and columns of a `rows x cols` matrix that slices of the tensor show, and the view over them alone.
+    /// `None` unless they are a rectangle of the matrix.
+    pub(crate) fn slice(
+        &self,
+        slices: &[Slice],
+        rows: usize,
+        cols: usize,
+    ) -> Option<(Range<usize>, Range<usize>, Self)> {
+        let mut ranges: Vec<Range<usize>> = self.stored.iter().map(|&n| 0..n).collect();
+        for (slice, &a) in slices.iter().zip(&self.axes) {
+            ranges[a] = slice.to_range(self.stored[a]);
+            if slice.step != 1 || ranges[a].is_empty() {
+                return None;
+            }
+        }
+        let split = (0..=self.stored.len()).find(|&i| {
+            self.stored[..i].iter().product::<usize>() == rows && self.stored[i..].iter().product::<usize>() == cols
+        })?;
+        let part = |dims: Range<usize>| flat_range(&self.stored[dims.clone()], &ranges[dims]);
+        let (row_range, col_range) = (part(0..split)?, part(split..ranges.len())?);
+        let stored = ranges.iter().map(|r| r.len()).collect();
+        Some((row_range, col_range, Self { stored, axes: self.axes.clone() }))
+    }
+
+    /// Whether the tensor is the matrix itself, perhaps transposed.
+    pub(crate) fn is_matrix(&self, rows: usize, cols: usize) -> bool {
+        self.stored == [rows, cols]
+    }
+
     /// Whether index `i` along `dim` is row `i` of a matrix of `cols` columns.
     pub(crate) fn is_row_axis(&self, dim: usize, cols: usize) -> bool {
         let axis = self.axes[dim];
@@ -94,6 +124,21 @@ impl View {
         view.stored[self.axes[dim]] = rows;
         view
     }
+}
+
+/// The range that a part of a row-major array takes, if it is one run.
+fn flat_range(sizes: &[usize], parts: &[Range<usize>]) -> Option<Range<usize>> {
+    let (mut start, mut len, mut stride, mut whole) = (0, 1, 1, true);
+    for (&size, part) in sizes.iter().zip(parts).rev() {
+        if !whole && part.len() != 1 {
+            return None;
+        }
+        start += part.start * stride;
+        len *= part.len();
+        stride *= size;
+        whole &= part.len() == size;
+    }
+    Some(start..start + len)
 }
 
 #[cfg(test)]
@@ -146,6 +191,21 @@ mod tests {
         assert_eq!(transposed.reshape(&[6]), None);
         assert_eq!(transposed.reshape(&[2, 3]), None);
         assert!(View::new(vec![2, 3]).reshape(&[6]).is_some());
+    }
+
+    #[test]
+    fn a_slice_is_a_rectangle_of_the_matrix_or_refused() {
+        let whole = Slice::from(..);
+        let view = View::new(vec![4, 6, 10]).permute(&[2, 0, 1]);
+        // Logical [10, 4, 6] over 24 rows of 10.
+        let (rows, cols, part) = view.slice(&[Slice::from(2..5), Slice::from(1..3)], 24, 10).unwrap();
+        assert_eq!((rows, cols, part.shape().to_vec()), (6..18, 2..5, vec![3, 2, 6]));
+        let (rows, cols, _) = view.slice(&[whole, Slice::from(1..2), Slice::from(2..4)], 24, 10).unwrap();
+        assert_eq!((rows, cols), (8..10, 0..10));
+        assert!(view.slice(&[whole, whole, Slice::from(2..4)], 24, 10).is_none(), "rows with gaps");
+        assert!(view.slice(&[Slice::new(0, None, 2)], 24, 10).is_none(), "a step");
+        assert!(view.slice(&[Slice::from(3..3)], 24, 10).is_none(), "nothing");
+        assert!(View::new(vec![240]).slice(&[Slice::from(0..3)], 24, 10).is_none(), "not the matrix's dimensions");
     }
 
     #[test]

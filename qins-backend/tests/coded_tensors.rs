@@ -96,6 +96,59 @@ fn views<B: Backend>(rows: usize, cols: usize) {
     assert_same(permuted.slice(part.clone()), decoded.permute([2, 0, 1]).slice(part));
 }
 
+/// Slices of whole rows and groups stay coded; any slice and any gather shows the decoded weights.
+fn parts<B: Backend>(rows: usize, cols: usize, from: (usize, usize), n: (usize, usize)) {
+    let device = Default::default();
+    let (codes, decoded) = coded::<B, 2>([rows, cols]);
+    let part = [from.0..from.0 + n.0, from.1..from.1 + n.1];
+    let sliced = lazy(codes.clone()).slice(part.clone());
+    assert_same(sliced.clone(), decoded.clone().slice(part.clone()));
+    let transposed = [part[1].clone(), part[0].clone()];
+    let view = lazy(codes.clone()).transpose().slice(transposed.clone());
+    assert_eq!(is_coded(&view), is_coded(&sliced));
+    assert_same(view.clone(), decoded.clone().transpose().slice(transposed.clone()));
+    // The part in use: products, rows, parts of parts, bytes.
+    let x: Tensor<Q<B>, 2> = Tensor::random([2, n.1], Distribution::Default, &device);
+    assert_close(x.clone().matmul(view), x.matmul(decoded.clone().transpose().slice(transposed)));
+    let last = Tensor::<Q<B>, 1, Int>::from_data([n.0 as i64 - 1], &device);
+    assert_same(sliced.clone().select(0, last.clone()), decoded.clone().slice(part.clone()).select(0, last));
+    assert_same(sliced.clone().slice_dim(0, 0..1), decoded.clone().slice(part.clone()).slice_dim(0, 0..1));
+    let quantized = codes.clone().slice(part.clone());
+    if is_coded(&sliced) {
+        let loaded = Tensor::<Q<B>, 2>::from_data(quantized.into_data(), &device);
+        assert_same(loaded.dequantize(), decoded.clone().slice(part));
+    }
+    // Any elements, along either dimension.
+    let gathered = |coded: Tensor<Q<B>, 2>, decoded: Tensor<Q<B>, 2>| {
+        for dim in [0, 1] {
+            let mut shape = decoded.dims();
+            let limit = shape[dim] as i64;
+            shape[dim] = 3;
+            let values: Vec<i64> = (0..shape[0] * shape[1]).map(|i| (i as i64 * 7 + 3) % limit).collect();
+            let indices = Tensor::<Q<B>, 2, Int>::from_data(TensorData::new(values, shape), &device);
+            assert_same(coded.clone().gather(dim, indices.clone()), decoded.clone().gather(dim, indices));
+        }
+    };
+    gathered(lazy(codes.clone()), decoded.clone());
+    gathered(lazy(codes).transpose(), decoded.transpose());
+}
+
+#[test]
+fn slices_of_whole_rows_and_groups_stay_coded() {
+    fn stays<B: Backend>(shape: [usize; 2], part: [std::ops::Range<usize>; 2]) -> bool {
+        is_coded(&lazy(coded::<B, 2>(shape).0).slice(part))
+    }
+    fn check<B: Backend>() {
+        assert!(stays::<B>([9, 128], [2..7, 0..128]), "rows");
+        assert!(stays::<B>([9, 256], [2..7, 128..256]), "rows and groups");
+        assert!(stays::<B>([8, 70], [4..6, 0..70]), "rows with a tail, from a whole word of scale codes");
+        assert!(!stays::<B>([9, 256], [2..7, 100..256]), "part of a group");
+        assert!(!stays::<B>([8, 70], [1..6, 0..70]), "scale codes that start within a word");
+    }
+    check::<Flex>();
+    check::<NdArray>();
+}
+
 fn layers<B: Backend>() {
     let device = Default::default();
     for layout in [LinearLayout::Row, LinearLayout::Col] {
@@ -135,6 +188,20 @@ proptest! {
     fn products_on_codes_equal_products_on_floats(m in 1usize..5, input in 1usize..90, output in 1usize..40) {
         products::<Flex>(m, input, output);
         products::<NdArray>(m, input, output);
+    }
+
+    #[test]
+    fn parts_show_the_decoded_weights(
+        (rows, row, height) in (1usize..9).prop_flat_map(|n| (Just(n), 0..n)).prop_flat_map(|(n, i)| (Just(n), Just(i), 1..=n - i)),
+        (groups, group, width) in (1usize..9).prop_flat_map(|n| (Just(n), 0..n)).prop_flat_map(|(n, i)| (Just(n), Just(i), 1..=n - i)),
+        cut in 0usize..32,
+    ) {
+        // Whole groups, and all the same with a row tail.
+        parts::<Flex>(rows, groups * 32, (row, group * 32), (height, width * 32));
+        parts::<NdArray>(rows, groups * 32, (row, group * 32), (height, width * 32));
+        let cols = groups * 32 - cut;
+        parts::<Flex>(rows, cols, (row, group * 32), (height, (width * 32).min(cols - group * 32)));
+        parts::<NdArray>(rows, cols, (row, cols / 2), (height, cols - cols / 2));
     }
 
     #[test]

@@ -52,11 +52,16 @@ pub(super) fn matmul<B: Backend>(x: &FloatTensor<B>, weight: &QinsTensor<B>) -> 
 
 /// The encoded matrix, if `B` is Flex.
 fn matrix<B: Backend>(tensor: &QinsTensor<B>) -> Option<Matrix<'_>> {
-    let codes = (&tensor.codes as &dyn Any).downcast_ref::<FlexTensor>()?;
-    let scales = (&tensor.scales as &dyn Any).downcast_ref::<FlexTensor>()?;
+    let (codes, scales) = (bytes::<B>(&tensor.codes)?, bytes::<B>(&tensor.scales)?);
     let header = tensor.header();
-    let matrix = tensor.decoder.matrix(&codes.bytes()[..header.code_bytes()], &scales.bytes()[..header.scale_bytes()]);
+    let matrix = tensor.decoder.matrix(&codes[..header.code_bytes()], &scales[..header.scale_bytes()]);
     Some(matrix.expect("lengths are the header's"))
+}
+
+/// The bytes of a contiguous tensor of words.
+fn bytes<B: Backend>(words: &IntTensor<B>) -> Option<&[u8]> {
+    const { assert!(cfg!(target_endian = "little"), "words hold their bytes in the order of the file") };
+    Some(bytemuck::cast_slice((words as &dyn Any).downcast_ref::<FlexTensor>()?.as_slice::<u32>()?))
 }
 
 /// `B`'s tensor of these values, if `B` is Flex.

@@ -7,6 +7,8 @@
 mod flex;
 mod portable;
 
+pub(crate) use portable::decode_elements;
+
 use crate::QinsTensor;
 use burn_backend::{
     Backend, FloatDType,

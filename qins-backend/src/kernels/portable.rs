@@ -2,7 +2,7 @@
 
 use crate::QinsTensor;
 use burn_backend::{
-    Backend, FloatDType, Shape, Slice, TensorData, TensorMetadata, get_device_settings,
+    Backend, FloatDType, IntDType, Shape, Slice, TensorData, TensorMetadata, get_device_settings,
     tensor::{Device, FloatTensor, IntTensor},
 };
 use qins_codec::Header;
@@ -36,6 +36,30 @@ pub(super) fn decode_rows<B: Backend>(
     let codes = unpack::<B>(B::int_reshape(words, Shape::new([selected * code_bytes / 4])), selected, code_bytes);
     let scales = unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols));
     look_up(tensor, codes, B::int_select(scales, 0, indices), dtype)
+}
+
+/// Single weights of the encoded matrix: `[n]` for `n` row and column indices.
+pub(crate) fn decode_elements<B: Backend>(
+    tensor: &QinsTensor<B>,
+    rows: IntTensor<B>,
+    cols: IntTensor<B>,
+    dtype: FloatDType,
+) -> FloatTensor<B> {
+    let &Header { format, cols: row_length, .. } = tensor.header();
+    let device = B::int_device(&tensor.codes);
+    let byte = |words: &IntTensor<B>, row_bytes: usize, col: IntTensor<B>| {
+        let index = B::int_add(B::int_mul_scalar(rows.clone(), (row_bytes as i64).into()), col);
+        let word = B::int_select(words.clone(), 0, B::int_div_scalar(index.clone(), 4i64.into()));
+        let shift = B::int_mul_scalar(B::int_remainder_scalar(index.clone(), 4i64.into()), 8i64.into());
+        let shifted = B::bitwise_right_shift(word, B::int_cast(shift, IntDType::U32));
+        let int = get_device_settings::<B>(&device).int_dtype;
+        B::int_cast(B::bitwise_and_scalar(shifted, 0xFFu32.into()), int)
+    };
+    let group = B::int_div_scalar(cols.clone(), (format.group() as i64).into());
+    let codes = byte(&tensor.codes, format.code_bytes(row_length), cols.clone());
+    let scales = byte(&tensor.scales, format.scale_bytes(row_length), group);
+    let values = entries::<B>(tensor.decoder.values(), codes, &device);
+    B::float_cast(B::float_mul(entries::<B>(tensor.decoder.scales(), scales, &device), values), dtype)
 }
 
 /// Words of four bytes to one integer a byte: `[rows, bytes a row]`.

@@ -90,7 +90,7 @@ impl<B: Backend> QTensorOps<Self> for Qins<B> {
     }
 
     fn q_slice(tensor: QuantizedTensor<Self>, slices: &[Slice]) -> QuantizedTensor<Self> {
-        through_float(tensor, |float| B::float_slice(float, slices))
+        tensor.slice(slices).unwrap_or_else(|| through_float(tensor, |float| B::float_slice(float, slices)))
     }
 }
 

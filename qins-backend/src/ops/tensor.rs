@@ -42,6 +42,38 @@ impl<B: Backend> FloatTensorOps<Self> for Qins<B> {
         }
     }
 
+    fn float_gather(dim: usize, tensor: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
+        match tensor {
+            QinsFloat::Coded(table, dtype) if table.view.is_matrix(table.header().rows, table.header().cols) => {
+                let shape = indices.shape();
+                let n = Shape::new([shape.num_elements()]);
+                // Along the other axis every index stands for itself.
+                let (device, other) = (B::int_device(&indices), 1 - dim);
+                let mut line = [1, 1];
+                line[other] = shape[other];
+                let own = B::int_arange(0..shape[other] as i64, &device, indices.dtype().into());
+                let own = B::int_expand(B::int_reshape(own, line.into()), shape.clone());
+                let mut at = [B::int_reshape(indices, n.clone()), B::int_reshape(own, n)];
+                // By dimension, then by the matrix's row and column.
+                at.rotate_left(usize::from(dim == 1));
+                at.rotate_left(usize::from(table.view.axes()[0] == 1));
+                let [rows, cols] = at;
+                QinsFloat::Dense(B::float_reshape(kernels::decode_elements(&table, rows, cols, dtype), shape))
+            }
+            tensor => QinsFloat::Dense(B::float_gather(dim, tensor.dense(), indices)),
+        }
+    }
+
+    fn float_slice(tensor: FloatTensor<Self>, slices: &[Slice]) -> FloatTensor<Self> {
+        match tensor {
+            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_slice(tensor, slices)),
+            QinsFloat::Coded(tensor, dtype) => match tensor.slice(slices) {
+                Some(part) => QinsFloat::Coded(part, dtype),
+                None => QinsFloat::Dense(B::float_slice(tensor.decode(dtype), slices)),
+            },
+        }
+    }
+
     fn float_transpose(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
         match tensor {
             QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_transpose(tensor)),

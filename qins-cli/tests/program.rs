@@ -9,14 +9,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The built program, beside the test's own folder.
 fn qins() -> Command {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    let program = path.join(format!("qins{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.exists(), "{} is missing: run `cargo test --workspace`", program.display());
-    Command::new(program)
+    Command::new(env!("CARGO_BIN_EXE_qins"))
 }
 
 fn model() -> TempDir {
@@ -124,7 +118,7 @@ fn faults_of_the_input_are_told_with_file_and_expectation() {
     std::fs::write(path("model.safetensors"), &whole[..whole.len() - 1]).unwrap();
     assert!(failure(run(&generate, directory.path())).contains("not a whole safetensors file"));
     std::fs::remove_file(path("model.safetensors")).unwrap();
-    assert!(failure(run(&generate, directory.path())).contains("expected a checkpoint"));
+    assert!(failure(run(&generate, directory.path())).contains("expected `model.safetensors`"));
     std::fs::write(path("config.json"), r#"{"model_type": "llama"}"#).unwrap();
     assert!(failure(run(&generate, directory.path())).contains("config.json"));
 }
