@@ -1,7 +1,7 @@
-use crate::{KvCache, Phi3};
+use crate::{KvCache, Phi3, Sampler, Sampling};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
-/// How to generate. The most likely token is taken each time.
+/// How to generate.
 #[derive(Debug, Clone, Default)]
 pub struct Generation {
     /// Tokens to generate at most.
@@ -10,6 +10,8 @@ pub struct Generation {
     pub stop_ids: Vec<u32>,
     /// Only ids below this are considered: rows of the head beyond the tokenizer's vocabulary are padding.
     pub vocabulary: Option<usize>,
+    /// How each token is chosen.
+    pub sampling: Sampling,
 }
 
 /// Why generation ended.
@@ -52,7 +54,9 @@ pub fn generate<'m, B: Backend>(
     options: Generation,
 ) -> Result<Generate<'m, B>, PromptError> {
     check_prompt(model, prompt)?;
-    Ok(Generate { model, cache: model.cache(), next: prompt.to_vec(), produced: 0, options, stopped: None })
+    let sampler = Sampler::new(options.sampling.clone());
+    let text = prompt.to_vec();
+    Ok(Generate { model, cache: model.cache(), text, prompt: prompt.len(), sampler, options, stopped: None })
 }
 
 /// Fails unless the model can run these tokens in one sequence.
@@ -75,9 +79,11 @@ pub(crate) fn check_prompt<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Result<(
 pub struct Generate<'m, B: Backend> {
     model: &'m Phi3<B>,
     cache: KvCache<B>,
-    /// Tokens not yet run: the prompt, then the last token given out.
-    next: Vec<u32>,
-    produced: usize,
+    /// The prompt and the tokens given out; the cache holds those already run.
+    text: Vec<u32>,
+    /// Tokens of the prompt.
+    prompt: usize,
+    sampler: Sampler,
     options: Generation,
     stopped: Option<StopReason>,
 }
@@ -90,7 +96,8 @@ impl<B: Backend> Generate<'_, B> {
 
     /// Logits of the token that follows, `[vocabulary]`.
     fn next_logits(&mut self) -> Vec<f32> {
-        let hidden = self.model.hidden(input(&self.next, self.model), &mut self.cache);
+        let next = &self.text[self.cache.tokens()..];
+        let hidden = self.model.hidden(input(next, self.model), &mut self.cache);
         let tokens = hidden.dims()[1];
         let last = hidden.slice_dim(1, tokens - 1..tokens);
         self.model.logits(last).into_data().convert::<f32>().into_vec().expect("just converted to f32")
@@ -104,33 +111,21 @@ impl<B: Backend> Iterator for Generate<'_, B> {
         if self.stopped.is_some() {
             return None;
         }
-        let context = self.model.config().max_position_embeddings;
-        if self.produced == self.options.max_new_tokens || self.cache.tokens() + self.next.len() > context {
+        let produced = self.text.len() - self.prompt;
+        if produced == self.options.max_new_tokens || self.text.len() > self.model.config().max_position_embeddings {
             self.stopped = Some(StopReason::Length);
             return None;
         }
         let logits = self.next_logits();
         let considered = self.options.vocabulary.unwrap_or(logits.len()).min(logits.len());
-        let id = largest(&logits[..considered]);
+        let id = self.sampler.choose(&logits[..considered], &self.text);
         if self.options.stop_ids.contains(&id) {
             self.stopped = Some(StopReason::Eos);
             return None;
         }
-        self.produced += 1;
-        self.next = vec![id];
+        self.text.push(id);
         Some(id)
     }
-}
-
-/// The first index of the largest value; NaN is never larger.
-fn largest(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
 }
 
 fn input<B: Backend>(ids: &[u32], model: &Phi3<B>) -> Tensor<B, 2, Int> {

@@ -27,6 +27,8 @@ mod mask;
 mod mlp;
 mod model;
 mod rope;
+mod sampling;
+mod stop;
 mod tokenizer;
 
 pub use attention::Attention;
@@ -38,4 +40,6 @@ pub use mask::Mask;
 pub use mlp::Mlp;
 pub use model::{Decoder, Phi3};
 pub use rope::{Positions, Rope};
+pub use sampling::{Sampler, Sampling};
+pub use stop::StopText;
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};

@@ -146,26 +146,24 @@ impl<B: Backend> QinsTensor<B> {
         if !on_group(cols.start) || !on_group(cols.end) {
             return None;
         }
-        let words = |bytes: fn(Format, usize) -> usize, words: &IntTensor<B>| {
-            let (first, part, row) = (bytes(format, cols.start), bytes(format, cols.len()), bytes(format, all_cols));
-            let range = if part == row {
-                // Rows follow each other: the last word may hold the next row's first bytes, which nobody reads.
+        let part = |words: &IntTensor<B>, bytes: fn(Format, usize) -> usize| {
+            let (skipped, kept, row) = (bytes(format, cols.start), bytes(format, cols.len()), bytes(format, all_cols));
+            if kept == row {
+                // Whole rows follow each other. Bytes of the next row in the last word are never read.
                 let (start, end) = (rows.start * row, rows.end * row);
-                return start
-                    .is_multiple_of(4)
-                    .then(|| B::int_slice(words.clone(), &[(start / 4..end.div_ceil(4)).into()]));
-            } else {
-                first..first + part
-            };
-            let whole = row.is_multiple_of(4) && range.start.is_multiple_of(4) && range.end.is_multiple_of(4);
-            whole.then(|| {
+                let range = start / 4..end.div_ceil(4);
+                return start.is_multiple_of(4).then(|| B::int_slice(words.clone(), &[range.into()]));
+            }
+            let whole_words = [row, skipped, kept].iter().all(|n| n.is_multiple_of(4));
+            whole_words.then(|| {
                 let table = B::int_reshape(words.clone(), Shape::new([all_rows, row / 4]));
-                let table = B::int_slice(table, &[rows.clone().into(), (range.start / 4..range.end / 4).into()]);
-                B::int_reshape(table, Shape::new([rows.len() * range.len() / 4]))
+                let columns = skipped / 4..(skipped + kept) / 4;
+                let table = B::int_slice(table, &[rows.clone().into(), columns.into()]);
+                B::int_reshape(table, Shape::new([rows.len() * kept / 4]))
             })
         };
-        let codes = words(Format::code_bytes, &self.codes)?;
-        let scales = words(Format::scale_bytes, &self.scales)?;
+        let codes = part(&self.codes, Format::code_bytes)?;
+        let scales = part(&self.scales, Format::scale_bytes)?;
         let decoder = Decoder::new(Header { rows: rows.len(), cols: cols.len(), ..header }).ok()?;
         Some(Self { codes, scales, decoder: Arc::new(decoder), view })
     }

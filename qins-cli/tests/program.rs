@@ -131,7 +131,9 @@ fn bad_usage_exits_with_2() {
         &["generate", "--ids", "1", "-p", "a"],
         &["generate", "--ids", "1", "--format", "q99"],
         &["generate", "--ids", "1", "--backend", "abacus"],
-        &["generate", "--ids", "1", "--temperature", "0.7"],
+        &["generate", "--ids", "1", "--temperature", "-1"],
+        &["generate", "--ids", "1", "--top-p", "1.5"],
+        &["generate", "--ids", "1", "--repeat-penalty", "nan"],
         &["generate", "--ids", "1", "--threads", "0"],
         &["logits", "--ids", "1"],
     ] {
@@ -197,6 +199,33 @@ fn tokenize_goes_both_ways() {
     assert_eq!(json_of(tokenize(&["--decode", "--json"], b"4", directory.path())), json!({"text": "time"}));
     assert!(failure(tokenize(&["--decode"], b"5", directory.path())).contains("token id 5"));
     assert!(failure(tokenize(&[], b"\xff", directory.path())).contains("UTF-8"));
+}
+
+#[test]
+fn a_seed_decides_the_sampled_text() {
+    let directory = model();
+    let sample = |seed| {
+        let arguments =
+            ["generate", "--ids", "1", "-n", "20", "--ignore-eos", "--json", "--temperature", "1.5", "--seed", seed];
+        json_of(run(&arguments, directory.path()))["ids"].clone()
+    };
+    assert_eq!(sample("3"), sample("3"));
+    assert_ne!(sample("3"), sample("4"));
+}
+
+#[test]
+fn generation_ends_before_a_stop_text() {
+    let directory = model();
+    word_tokenizer(directory.path());
+    let arguments = ["generate", "-p", "once upon", "-n", "30", "--ignore-eos", "--json", "--temperature", "2"];
+    let whole = json_of(run(&arguments, directory.path()));
+    let text = whole["text"].as_str().unwrap();
+    let stop = text.split_whitespace().last().unwrap();
+    let stopped = json_of(run(&[&arguments[..], &["--stop", stop]].concat(), directory.path()));
+    assert_eq!(stopped["stop"], "stop");
+    assert_eq!(stopped["text"].as_str().unwrap(), &text[..text.find(stop).unwrap()]);
+    let message = failure(run(&["generate", "--ids", "1", "--stop", "a"], model().path()));
+    assert!(message.contains("tokenizer.json"), "{message}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::{
 };
 use anyhow::Result;
 use burn::tensor::backend::Backend;
-use phi35_model::{Generation, Phi3, StopReason, TextStream, Tokenizer, generate};
+use phi35_model::{Generation, Phi3, Sampling, StopReason, StopText, TextStream, Tokenizer, generate};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -22,9 +22,11 @@ pub struct Args {
     /// Tokens to generate at most
     #[arg(short, long, value_name = "N", default_value_t = 128)]
     n: usize,
-    /// 0 takes the most likely token each time; other values are not implemented yet
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = zero)]
-    temperature: f32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
     /// Go on after a token that ends the text
     #[arg(long)]
     ignore_eos: bool,
@@ -33,12 +35,50 @@ pub struct Args {
     json: bool,
 }
 
-fn zero(value: &str) -> Result<f32, String> {
-    match value.parse() {
-        Ok(0.0) => Ok(0.0),
-        Ok(_) => Err("only 0 is implemented".to_owned()),
-        Err(error) => Err(format!("{error}")),
+/// How tokens are chosen.
+#[derive(clap::Args)]
+struct SamplingArgs {
+    /// Divides the logits; 0 takes the most likely token each time
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = at_least_0)]
+    temperature: f32,
+    /// Only the K most likely tokens [default: all]
+    #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
+    top_k: usize,
+    /// Only the most likely tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    top_p: f32,
+    /// Only tokens at least this likely beside the most likely one
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
+    min_p: f32,
+    /// Makes tokens already in the text less likely; 1 changes nothing
+    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = above_0)]
+    repeat_penalty: f32,
+    /// The same seed gives the same text on every machine
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    fn sampling(&self) -> Sampling {
+        let &Self { temperature, top_k, top_p, min_p, repeat_penalty: repetition_penalty, seed } = self;
+        Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed }
     }
+}
+
+fn number(value: &str, legal: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
+    value.parse().ok().filter(|&n: &f32| n.is_finite() && legal(n)).ok_or_else(|| format!("expected {expected}"))
+}
+
+fn at_least_0(value: &str) -> Result<f32, String> {
+    number(value, |n| n >= 0.0, "a number of at least 0")
+}
+
+fn above_0(value: &str) -> Result<f32, String> {
+    number(value, |n| n > 0.0, "a number above 0")
+}
+
+fn probability(value: &str) -> Result<f32, String> {
+    number(value, |n| (0.0..=1.0).contains(&n), "a number from 0 to 1")
 }
 
 /// The JSON object. `text` is what follows the prompt; null where the model has no tokenizer.
@@ -71,12 +111,17 @@ pub fn run(args: Args) -> Result<()> {
         (None, ids) => (ids::parse(ids.as_deref().unwrap_or_default())?, tokenizer(&args.model.model)?, None),
     };
     let stop_ids = if args.ignore_eos { Vec::new() } else { args.model.stop_ids()? };
-    let options = Generation { max_new_tokens: args.n, stop_ids, vocabulary };
+    if !args.stop.is_empty() && tokenizer.is_none() {
+        require_tokenizer(&args.model.model)?;
+    }
+    let sampling = args.sampling.sampling();
+    let options = Generation { max_new_tokens: args.n, stop_ids, vocabulary, sampling };
     let task = Task {
         text: tokenizer.as_ref().map(|tokenizer| tokenizer.stream(&prompt_ids)).transpose()?,
         prompt: shown_prompt(&args, tokenizer.as_ref(), &prompt_ids)?,
         prompt_ids,
         options,
+        stops: StopText::new(args.stop.clone()),
         json: args.json,
     };
     args.model.run(task)
@@ -96,6 +141,7 @@ struct Task<'t> {
     prompt_ids: Vec<u32>,
     text: Option<TextStream<'t>>,
     options: Generation,
+    stops: StopText,
     json: bool,
 }
 
@@ -110,17 +156,27 @@ impl Run for Task<'_> {
         let mut prompt_s = None;
         let show = |piece: &str| if self.json { Ok(()) } else { output::text(piece) };
         show(&self.prompt)?;
+        let mut stopped = false;
         for id in tokens.by_ref() {
             prompt_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
             ids.push(id);
             match (&mut self.text, &mut text) {
                 (Some(stream), Some(text)) => {
-                    let piece = stream.push(id)?;
+                    let (piece, ends) = self.stops.push(&stream.push(id)?);
                     show(&piece)?;
                     text.push_str(&piece);
+                    if ends {
+                        stopped = true;
+                        break;
+                    }
                 }
                 _ => show(&format!("{id} "))?,
             }
+        }
+        if let Some(text) = &mut text {
+            let held = self.stops.finish();
+            show(&held)?;
+            text.push_str(&held);
         }
         show("\n")?;
         let total_s = start.elapsed().as_secs_f64();
@@ -133,6 +189,7 @@ impl Run for Task<'_> {
             generate_tokens: ids.len(),
         };
         let stop = match tokens.stop_reason() {
+            _ if stopped => "stop",
             Some(StopReason::Eos) => "eos",
             Some(StopReason::Length) | None => "length",
         };

@@ -13,7 +13,6 @@ use std::{
     path::{Path, PathBuf},
     time::Instant,
 };
-use tempfile::NamedTempFile;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -100,7 +99,11 @@ fn write(path: &Path, logits: &Logits) -> Result<()> {
     let file = safetensors::serialize([("logits", view)], None)?;
     let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = || format!("cannot write {}", path.display());
-    let mut temporary = NamedTempFile::new_in(directory).with_context(cannot)?;
+    let mut builder = tempfile::Builder::new();
+    // As any program creates files, instead of readable by the owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut temporary = builder.tempfile_in(directory).with_context(cannot)?;
     temporary.write_all(&file).with_context(cannot)?;
     temporary.persist(path).with_context(cannot)?;
     Ok(())
