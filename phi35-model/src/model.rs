@@ -72,8 +72,7 @@ impl<B: Backend> Phi3<B> {
             None => ids.clone(),
         };
         cache.ids = Some(all.clone());
-        let mut paddings = cache.left_padding.iter().chain(cache.left_padding.is_empty().then_some(&0));
-        let stale = paddings.any(|&padding| {
+        let stale = cache.paddings().iter().any(|&padding| {
             crosses(&self.config, before.saturating_sub(padding), (before + new).saturating_sub(padding))
         });
         if !stale {

@@ -52,7 +52,7 @@ impl Tokenizer {
         if let Some(&found) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
             return Err(TokenizerError::UnknownId { found, vocabulary });
         }
-        self.inner.decode(ids, true).map_err(|e| TokenizerError::Tokenize(e.to_string()))
+        self.decode_known(ids)
     }
 
     /// One more than the largest id.
@@ -61,31 +61,46 @@ impl Tokenizer {
     }
 
     /// The text that follows `prompt`, piece by piece.
-    pub fn stream<'t>(&'t self, prompt: &[u32]) -> Result<TextStream<'t>, TokenizerError> {
-        let mut stream = TextStream { decode: self.inner.decode_stream(true) };
-        for &id in prompt {
-            stream.push(id)?;
-        }
-        Ok(stream)
+    pub fn stream(&self, prompt: &[u32]) -> TextStream<'_> {
+        TextStream { tokenizer: self, ids: prompt.to_vec(), context: 0, shown: prompt.len() }
+    }
+
+    /// Ids that the tokenizer does not know have no text.
+    fn decode_known(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, true).map_err(|e| TokenizerError::Tokenize(e.to_string()))
     }
 }
 
 /// Decodes tokens as they come; a character that needs several tokens comes whole, with the last of them.
+#[derive(Debug, Clone)]
 pub struct TextStream<'t> {
-    decode: tokenizers::tokenizer::DecodeStream<
-        't,
-        tokenizers::ModelWrapper,
-        tokenizers::NormalizerWrapper,
-        tokenizers::PreTokenizerWrapper,
-        tokenizers::PostProcessorWrapper,
-        tokenizers::DecoderWrapper,
-    >,
+    tokenizer: &'t Tokenizer,
+    ids: Vec<u32>,
+    /// A token's text depends on those before it (a leading blank, say): decoding starts here.
+    context: usize,
+    /// Tokens whose text has been given out.
+    shown: usize,
 }
+
+/// Tokens that one character can take: the bytes of the longest.
+const LONGEST_CHARACTER: usize = 4;
 
 impl TextStream<'_> {
     /// The text that this token completes, perhaps none.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
-        let piece = self.decode.step(id).map_err(|e| TokenizerError::Tokenize(e.to_string()))?;
-        Ok(piece.unwrap_or_default())
+        self.ids.push(id);
+        let before = self.tokenizer.decode_known(&self.ids[self.context..self.shown])?;
+        let now = self.tokenizer.decode_known(&self.ids[self.context..])?;
+        let unfinished = now.ends_with(char::REPLACEMENT_CHARACTER);
+        if unfinished && self.ids.len() - self.shown < LONGEST_CHARACTER {
+            return Ok(String::new());
+        }
+        let piece = now.get(before.len()..).unwrap_or_default().to_owned();
+        // A token without text, a special one, is no context for the next.
+        if !piece.is_empty() {
+            self.context = self.shown;
+        }
+        self.shown = self.ids.len();
+        Ok(piece)
     }
 }

@@ -133,12 +133,32 @@ fn a_trained_model_tells_the_golden_stories() {
         let generated = greedy(&flex, &input, expected.len());
         assert_eq!(generated, expected);
         assert_eq!(greedy(&qins, &input, expected.len()), expected);
-        let mut stream = tokenizer.stream(&input).unwrap();
+        let mut stream = tokenizer.stream(&input);
         let streamed: String = generated.iter().map(|&id| stream.push(id).unwrap()).collect();
         let text = tokenizer.decode(&[input, generated].concat()).unwrap();
         assert_eq!(text, prompt["decoded"].as_str().unwrap());
         assert!(text.ends_with(&streamed), "{streamed}");
     }
+}
+
+#[test]
+fn texts_round_trip_and_stream_whole_characters() {
+    let Some(directory) = shared("tokenizer/phi-3-mini") else { return };
+    let tokenizer = Tokenizer::read(&directory.join("tokenizer.json")).unwrap();
+    let golden = read_json(&directory.join("golden.json"));
+    let entries = golden.as_array().or(golden["entries"].as_array()).unwrap();
+    let mut compared = 0;
+    for entry in entries.iter().filter(|entry| entry["text"].is_string() && entry["ids"].is_array()) {
+        let (text, expected) = (entry["text"].as_str().unwrap(), ids(&entry["ids"]));
+        assert_eq!(tokenizer.encode(text).unwrap(), expected, "{text:?}");
+        let decoded = entry["decoded_skip_special"].as_str().unwrap();
+        assert_eq!(tokenizer.decode(&expected).unwrap(), decoded, "{text:?}");
+        let mut stream = tokenizer.stream(&[]);
+        let pieces: Vec<String> = expected.iter().map(|&id| stream.push(id).unwrap()).collect();
+        assert_eq!(pieces.concat(), decoded, "{pieces:?}");
+        compared += 1;
+    }
+    assert!(compared > 40, "only {compared} texts");
 }
 
 /// Teacher-forced on the golden stories: the share of positions with the same top token, and the mean KL divergence.

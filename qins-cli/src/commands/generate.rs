@@ -5,7 +5,7 @@ use crate::{
 };
 use anyhow::Result;
 use burn::tensor::backend::Backend;
-use phi35_model::{Generation, Phi3, Sampling, StopReason, StopText, TextStream, Tokenizer, generate};
+use phi35_model::{Generation, Phi3, Sampling, StopReason, StopText, TextStream, generate};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -117,8 +117,8 @@ pub fn run(args: Args) -> Result<()> {
     let sampling = args.sampling.sampling();
     let options = Generation { max_new_tokens: args.n, stop_ids, vocabulary, sampling };
     let task = Task {
-        text: tokenizer.as_ref().map(|tokenizer| tokenizer.stream(&prompt_ids)).transpose()?,
-        prompt: shown_prompt(&args, tokenizer.as_ref(), &prompt_ids)?,
+        text: tokenizer.as_ref().map(|tokenizer| tokenizer.stream(&prompt_ids)),
+        prompt: args.prompt.clone().unwrap_or_default(),
         prompt_ids,
         options,
         stops: StopText::new(args.stop.clone()),
@@ -127,16 +127,8 @@ pub fn run(args: Args) -> Result<()> {
     args.model.run(task)
 }
 
-/// What is printed before the generated text.
-fn shown_prompt(args: &Args, tokenizer: Option<&Tokenizer>, ids: &[u32]) -> Result<String> {
-    Ok(match (&args.prompt, tokenizer) {
-        (Some(prompt), _) => prompt.clone(),
-        (None, Some(tokenizer)) => tokenizer.decode(ids)?,
-        (None, None) => String::new(),
-    })
-}
-
 struct Task<'t> {
+    /// Printed before the generated text; empty if the prompt was given as ids.
     prompt: String,
     prompt_ids: Vec<u32>,
     text: Option<TextStream<'t>>,
