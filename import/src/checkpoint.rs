@@ -142,9 +142,8 @@ impl Checkpoint {
         self.tensors.values().map(|entry| entry.bytes.len()).sum()
     }
 
-    /// A tensor's shape, if the checkpoint has it.
-    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
     }
 
     /// A float tensor.

@@ -123,7 +123,7 @@ fn in_checkpoint(path: &ParamPath, mut shape: Vec<usize>) -> (String, Vec<usize>
 fn compare(parameters: &[(String, Vec<usize>)], checkpoint: &Checkpoint) -> Result<(), ImportError> {
     let file = || checkpoint.path().to_owned();
     let missing: Vec<_> =
-        parameters.iter().filter(|(name, _)| checkpoint.shape(name).is_none()).map(|(name, _)| name.clone()).collect();
+        parameters.iter().filter(|(name, _)| !checkpoint.contains(name)).map(|(name, _)| name.clone()).collect();
     if !missing.is_empty() {
         return Err(ImportError::Missing { file: file(), names: missing });
     }

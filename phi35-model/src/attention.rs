@@ -1,7 +1,7 @@
-use crate::{Config, KvStore, Rope};
+use crate::{Config, KvStore, Rope, block::linear};
 use burn::{
     module::Module,
-    nn::{Linear, LinearConfig},
+    nn::Linear,
     tensor::{Bool, Tensor, backend::Backend},
 };
 
@@ -20,10 +20,9 @@ pub struct Attention<B: Backend> {
 impl<B: Backend> Attention<B> {
     pub(crate) fn new(config: &Config, device: &B::Device) -> Self {
         let (heads, kv_heads, head) = (config.num_attention_heads, config.key_value_heads(), config.head_size());
-        let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
         Self {
-            qkv_proj: linear(config.hidden_size, (heads + 2 * kv_heads) * head),
-            o_proj: linear(heads * head, config.hidden_size),
+            qkv_proj: linear(config.hidden_size, (heads + 2 * kv_heads) * head, device),
+            o_proj: linear(heads * head, config.hidden_size, device),
             heads,
             kv_heads,
             head,

@@ -1,7 +1,7 @@
 use crate::{Attention, Config, KvStore, Mlp, Rope};
 use burn::{
     module::Module,
-    nn::{RmsNorm, RmsNormConfig},
+    nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig},
     tensor::{Bool, Tensor, backend::Backend},
 };
 
@@ -40,6 +40,11 @@ impl<B: Backend> DecoderLayer<B> {
         let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rope, hidden, store);
         x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
     }
+}
+
+/// A layer without bias, as all of Phi-3's.
+pub(crate) fn linear<B: Backend>(input: usize, output: usize, device: &B::Device) -> Linear<B> {
+    LinearConfig::new(input, output).with_bias(false).init(device)
 }
 
 pub(crate) fn norm<B: Backend>(config: &Config, device: &B::Device) -> RmsNorm<B> {

@@ -1,7 +1,7 @@
-use crate::Config;
+use crate::{Config, block::linear};
 use burn::{
     module::Module,
-    nn::{Linear, LinearConfig},
+    nn::Linear,
     tensor::{Tensor, activation::silu, backend::Backend},
 };
 
@@ -16,10 +16,9 @@ pub struct Mlp<B: Backend> {
 
 impl<B: Backend> Mlp<B> {
     pub(crate) fn new(config: &Config, device: &B::Device) -> Self {
-        let linear = |input, output| LinearConfig::new(input, output).with_bias(false).init(device);
         Self {
-            gate_up_proj: linear(config.hidden_size, 2 * config.intermediate_size),
-            down_proj: linear(config.intermediate_size, config.hidden_size),
+            gate_up_proj: linear(config.hidden_size, 2 * config.intermediate_size, device),
+            down_proj: linear(config.intermediate_size, config.hidden_size, device),
         }
     }
 

@@ -1,7 +1,11 @@
-use crate::{Config, ConfigError, DecoderLayer, KvCache, KvStore, Mask, Positions, Rope, block::norm, rope::crosses};
+use crate::{
+    Config, ConfigError, DecoderLayer, KvCache, KvStore, Mask, Positions, Rope,
+    block::{linear, norm},
+    rope::crosses,
+};
 use burn::{
     module::Module,
-    nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm},
+    nn::{Embedding, EmbeddingConfig, Linear, RmsNorm},
     tensor::{Int, Tensor, backend::Backend},
 };
 
@@ -33,7 +37,7 @@ impl Config {
     /// A model with random weights, which no memory is spent on until they are read: replace them by loading.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<Phi3<B>, ConfigError> {
         self.validate()?;
-        let head = || LinearConfig::new(self.hidden_size, self.vocab_size).with_bias(false).init(device);
+        let head = || linear(self.hidden_size, self.vocab_size, device);
         Ok(Phi3 {
             model: Decoder {
                 embed_tokens: EmbeddingConfig::new(self.vocab_size, self.hidden_size).init(device),

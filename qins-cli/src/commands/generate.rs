@@ -108,12 +108,16 @@ pub fn run(args: Args) -> Result<()> {
             let vocabulary = tokenizer.vocabulary();
             (tokenizer.encode(text)?, Some(tokenizer), Some(vocabulary))
         }
-        (None, ids) => (ids::parse(ids.as_deref().unwrap_or_default())?, tokenizer(&args.model.model)?, None),
+        (None, ids) => {
+            // Ids need no tokenizer; a stop text does.
+            let tokenizer = match args.stop.is_empty() {
+                true => tokenizer(&args.model.model)?,
+                false => Some(require_tokenizer(&args.model.model)?),
+            };
+            (ids::parse(ids.as_deref().unwrap_or_default())?, tokenizer, None)
+        }
     };
     let stop_ids = if args.ignore_eos { Vec::new() } else { args.model.stop_ids()? };
-    if !args.stop.is_empty() && tokenizer.is_none() {
-        require_tokenizer(&args.model.model)?;
-    }
     let sampling = args.sampling.sampling();
     let options = Generation { max_new_tokens: args.n, stop_ids, vocabulary, sampling };
     let task = Task {
