@@ -6,7 +6,7 @@ use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    ops::Range,
+    ops::{Deref, Range},
     path::{Path, PathBuf},
 };
 
@@ -24,7 +24,25 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    bytes: Bytes,
+}
+
+/// A whole safetensors file.
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -32,7 +50,7 @@ struct Entry {
     shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// In the shard's map.
+    /// In the shard.
     bytes: Range<usize>,
 }
 
@@ -61,7 +79,14 @@ impl Checkpoint {
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self, ImportError> {
         let mut checkpoint = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add_shard(path.to_owned())?;
+        checkpoint.add_shard(path.to_owned(), map(path)?)?;
+        Ok(checkpoint)
+    }
+
+    /// A safetensors file that is part of the program; `path` is what errors call it.
+    pub fn from_static(bytes: &'static [u8], path: &Path) -> Result<Self, ImportError> {
+        let mut checkpoint = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add_shard(path.to_owned(), Bytes::Static(bytes))?;
         Ok(checkpoint)
     }
 
@@ -76,7 +101,9 @@ impl Checkpoint {
             if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
                 return Err(index_error(format!("expected names of files beside it, found `{file}`")));
             }
-            checkpoint.add_shard(directory.join(file))?;
+            let file = directory.join(file);
+            let bytes = map(&file)?;
+            checkpoint.add_shard(file, bytes)?;
         }
         for (name, file) in &index.weight_map {
             let found = checkpoint.tensors.get(name).map(|entry| &checkpoint.shards[entry.shard].path);
@@ -96,15 +123,9 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn add_shard(&mut self, path: PathBuf) -> Result<(), ImportError> {
-        let open_error = |source| ImportError::Open { file: path.clone(), source };
-        let file = File::open(&path).map_err(open_error)?;
-        // SAFETY: the map is read-only and private to this process. Another process that shortened the file would end
-        // this one with SIGBUS, as the type's documentation says; bytes that change under us are at worst wrong weights,
-        // because every length comes from the header read once below.
-        let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
+    fn add_shard(&mut self, path: PathBuf, bytes: Bytes) -> Result<(), ImportError> {
         let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|source| ImportError::Header { file: path.clone(), source })?;
+            SafeTensors::read_metadata(&bytes).map_err(|source| ImportError::Header { file: path.clone(), source })?;
         let data = size_of::<u64>() + header;
         for (name, info) in metadata.tensors() {
             let entry = Entry {
@@ -118,7 +139,7 @@ impl Checkpoint {
                 return Err(ImportError::Index { file: path, reason });
             }
         }
-        self.shards.push(Shard { path, map });
+        self.shards.push(Shard { path, bytes });
         Ok(())
     }
 
@@ -159,8 +180,22 @@ impl Checkpoint {
             Dtype::BF16 => Element::Bf16,
             found => return Err(ImportError::Dtype { file: file(), tensor: name.to_owned(), found }),
         };
-        Ok(CheckpointTensor { shape: &entry.shape, element, bytes: &self.shards[entry.shard].map[entry.bytes.clone()] })
+        Ok(CheckpointTensor {
+            shape: &entry.shape,
+            element,
+            bytes: &self.shards[entry.shard].bytes[entry.bytes.clone()],
+        })
     }
+}
+
+fn map(path: &Path) -> Result<Bytes, ImportError> {
+    let open_error = |source| ImportError::Open { file: path.to_owned(), source };
+    let file = File::open(path).map_err(open_error)?;
+    // SAFETY: the map is read-only and private to this process. Another process that shortened the file would end this
+    // one with SIGBUS, as the documentation of `Checkpoint` says; bytes that change under us are at worst wrong weights,
+    // because every length comes from the header, which is read once.
+    let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
+    Ok(Bytes::Mapped(map))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -170,7 +205,7 @@ enum Element {
     Bf16,
 }
 
-/// A float tensor in the map; values become f32 as they are read.
+/// A float tensor in its file; values become f32 as they are read.
 ///
 /// As [`Weights`], a matrix `[out, in]`: the last dimension is `in`, all others together `out`.
 #[derive(Debug, Clone, Copy)]

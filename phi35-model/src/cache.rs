@@ -14,8 +14,8 @@ pub trait KvStore<B: Backend> {
     /// every query sees all. Returns the shape of the queries. Scores are scaled by `head^-0.5`.
     fn attend(&self, queries: Tensor<B, 4>, hidden: Option<&Tensor<B, 4, Bool>>) -> Tensor<B, 4>;
 
-    /// Forgets everything, because keys must be computed anew.
-    fn clear(&mut self);
+    /// Forgets all but the first `len` tokens.
+    fn truncate(&mut self, len: usize);
 
     /// Tokens stored.
     fn len(&self) -> usize;
@@ -33,12 +33,17 @@ pub struct KvCache<B: Backend, S = DenseKv<B>> {
     pub(crate) left_padding: Vec<usize>,
     /// Tokens stored, `[batch, tokens]`; kept only where a longer sequence may rotate its keys otherwise.
     pub(crate) ids: Option<Tensor<B, 2, Int>>,
+    /// Length of the sequence that the stored keys are rotated for.
+    pub(crate) rotated_for: usize,
+    /// Length that the sequence is known to reach.
+    pub(crate) expected: usize,
 }
 
 impl<B: Backend, S: KvStore<B> + Default> KvCache<B, S> {
     /// Empty caches for `layers` layers.
     pub fn new(layers: usize) -> Self {
-        Self { layers: (0..layers).map(|_| S::default()).collect(), left_padding: Vec::new(), ids: None }
+        let layers = (0..layers).map(|_| S::default()).collect();
+        Self { layers, left_padding: Vec::new(), ids: None, rotated_for: 0, expected: 0 }
     }
 }
 
@@ -47,6 +52,21 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
     /// and no position counts. To be told before the first token.
     pub fn with_left_padding(self, left_padding: Vec<usize>) -> Self {
         Self { left_padding, ..self }
+    }
+
+    /// Tells that the sequence will reach `tokens` tokens, so that a part of it is run as the whole would be: with
+    /// longrope, the factors go by the length of the whole.
+    pub fn expect(&mut self, tokens: usize) {
+        self.expected = tokens;
+    }
+
+    /// Forgets all but the first `tokens` tokens, to go on otherwise from there.
+    pub fn truncate(&mut self, tokens: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.truncate(tokens));
+        self.ids = self.ids.take().filter(|_| tokens > 0).map(|ids| {
+            let kept = tokens.min(ids.dims()[1]);
+            ids.slice_dim(1, 0..kept)
+        });
     }
 
     /// Padding of each row; a single 0 stands for rows without any.
@@ -63,7 +83,8 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
 /// Keys and values as float tensors with room to grow.
 ///
 /// The tensors are doubled when full. In between, appending writes only the new tokens on backends that assign in place
-/// when they hold the only reference (Flex, NdArray); reading is a view on Flex.
+/// when they hold the only reference: Flex, NdArray and those of CubeCL. Attending reads everything stored. On Flex that
+/// is a view; NdArray and CubeCL copy what is stored when it is sliced out of its room, once a layer and token.
 #[derive(Debug, Clone)]
 pub struct DenseKv<B: Backend> {
     /// Keys and values, `[batch, kv heads, capacity, head]` each.
@@ -132,8 +153,8 @@ impl<B: Backend> KvStore<B> for DenseKv<B> {
         self.len
     }
 
-    fn clear(&mut self) {
-        *self = Self::default();
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
     }
 }
 
@@ -150,6 +171,24 @@ mod tests {
         let scores: Vec<f32> = keys.iter().map(|k| (dot(q, k) / (q.len() as f32).sqrt()).exp()).collect();
         let total: f32 = scores.iter().sum();
         (0..q.len()).map(|d| scores.iter().zip(values).map(|(s, v)| s / total * v[d]).sum()).collect()
+    }
+
+    #[test]
+    fn what_is_truncated_is_forgotten() {
+        let device = Default::default();
+        let random = |n| Tensor::<Flex, 4>::random([1, 2, n, 4], Distribution::Default, &device);
+        let (k, v, q) = (random(70), random(70), random(1));
+        let part = |t: &Tensor<Flex, 4>, from, to| t.clone().slice_dim(2, from..to);
+        let mut whole = DenseKv::<Flex>::default();
+        whole.append(part(&k, 0, 5), part(&v, 0, 5));
+        let mut cut = DenseKv::<Flex>::default();
+        cut.append(k.clone(), v.clone());
+        cut.truncate(3);
+        cut.append(part(&k, 3, 5), part(&v, 3, 5));
+        cut.truncate(9);
+        assert_eq!(cut.len(), 5);
+        let [a, b] = [whole, cut].map(|store| store.attend(q.clone(), None).into_data());
+        a.assert_eq(&b, true);
     }
 
     #[test]

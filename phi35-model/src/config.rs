@@ -1,6 +1,7 @@
 //! `config.json` and `generation_config.json` as Hugging Face writes them.
 
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The architecture: `config.json` of a `Phi3ForCausalLM`.
@@ -134,7 +135,16 @@ pub enum ConfigError {
 impl Config {
     /// Reads and checks `config.json`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = read_json(path)?;
+        Self::from_json(&read(path)?, path)
+    }
+
+    /// Checks a `config.json` already read; `path` is what errors call it. Transformers 5 keeps what concerns the rope
+    /// under `rope_parameters`; both layouts are read.
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self, ConfigError> {
+        let mut fields: serde_json::Map<String, Value> = parse(json, path)?;
+        lift_rope_parameters(&mut fields);
+        let config: Self = serde_json::from_value(fields.into())
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
         config.validate()?;
         Ok(config)
     }
@@ -221,13 +231,43 @@ impl Config {
 impl GenerationConfig {
     /// Reads `generation_config.json`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        read_json(path)
+        Self::from_json(&read(path)?, path)
+    }
+
+    /// A `generation_config.json` already read; `path` is what errors call it.
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self, ConfigError> {
+        parse(json, path)
     }
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text = std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    serde_json::from_slice(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })
+/// Brings the layout of transformers 5 to that of transformers 4.
+fn lift_rope_parameters(fields: &mut serde_json::Map<String, Value>) {
+    if let Some(parameters) = fields.remove("rope_parameters") {
+        for name in ["rope_theta", "partial_rotary_factor", "original_max_position_embeddings"] {
+            if let Some(value) = parameters.get(name) {
+                fields.insert(name.to_owned(), value.clone());
+            }
+        }
+        fields.insert("rope_scaling".to_owned(), parameters);
+    }
+    let scaling = fields.get("rope_scaling");
+    if scaling.and_then(|s| s.get("rope_type").or(s.get("type"))).is_some_and(|kind| kind == "default") {
+        fields.remove("rope_scaling");
+    }
+    // An old file may name the kind twice.
+    if let Some(Value::Object(scaling)) = fields.get_mut("rope_scaling")
+        && scaling.contains_key("rope_type")
+    {
+        scaling.remove("type");
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+fn parse<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T, ConfigError> {
+    serde_json::from_slice(json).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -251,6 +291,27 @@ mod tests {
         assert_eq!((config.key_value_heads(), config.head_size(), config.rotary_dim()), (4, 4, 4));
         assert_eq!(config.eos_token_id, TokenIds(vec![2, 7]));
         assert!(!config.tie_word_embeddings);
+    }
+
+    #[test]
+    fn both_layouts_of_the_rope_are_read() {
+        let mut json: serde_json::Map<String, Value> = serde_json::from_str(MINIMAL).unwrap();
+        let read = |json: &serde_json::Map<String, Value>| {
+            Config::from_json(Value::from(json.clone()).to_string().as_bytes(), Path::new("config.json"))
+        };
+        let plain = read(&json).unwrap();
+        json.remove("rope_theta");
+        assert!(read(&json).unwrap_err().to_string().contains("rope_theta"));
+        json.insert("rope_parameters".to_owned(), serde_json::json!({"rope_theta": 10000.0, "rope_type": "default"}));
+        assert_eq!(read(&json).unwrap(), plain);
+
+        let factors = serde_json::json!({"rope_type": "longrope", "type": "longrope", "rope_theta": 500.0,
+            "short_factor": [1.0], "long_factor": [2.0], "original_max_position_embeddings": 16,
+            "partial_rotary_factor": 0.5});
+        json.insert("rope_parameters".to_owned(), factors);
+        let long = read(&json).unwrap();
+        assert_eq!((long.rope_theta, long.original_length(), long.rotary_dim()), (500.0, 16, 2));
+        assert_eq!(long.rope_scaling.unwrap().long_factor, [2.0]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use crate::{KvCache, Phi3, Sampler, Sampling};
+use crate::{KvCache, Phi3, Sampler, Sampling, model::PART};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 /// How to generate.
@@ -53,10 +53,40 @@ pub fn generate<'m, B: Backend>(
     prompt: &[u32],
     options: Generation,
 ) -> Result<Generate<'m, B>, PromptError> {
+    resume(model, Prefix::new(model), prompt, options)
+}
+
+/// As [`generate`], without running again what the prompt has in common with an earlier text.
+pub fn resume<'m, B: Backend>(
+    model: &'m Phi3<B>,
+    prefix: Prefix<B>,
+    prompt: &[u32],
+    options: Generation,
+) -> Result<Generate<'m, B>, PromptError> {
     check_prompt(model, prompt)?;
+    let Prefix { mut cache, ids } = prefix;
+    let common = ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    // The last token is run in any case: what follows it is asked for.
+    let reused = common.min(cache.tokens()).min(prompt.len() - 1);
+    cache.truncate(reused);
+    cache.expect(prompt.len());
     let sampler = Sampler::new(options.sampling.clone());
     let text = prompt.to_vec();
-    Ok(Generate { model, cache: model.cache(), text, prompt: prompt.len(), sampler, options, stopped: None })
+    Ok(Generate { model, cache, text, prompt: prompt.len(), reused, sampler, options, stopped: None })
+}
+
+/// A text that has been run, with its keys and values: what a longer text begins with need not be run again.
+#[derive(Debug, Clone)]
+pub struct Prefix<B: Backend> {
+    cache: KvCache<B>,
+    ids: Vec<u32>,
+}
+
+impl<B: Backend> Prefix<B> {
+    /// Nothing has been run.
+    pub fn new(model: &Phi3<B>) -> Self {
+        Self { cache: model.cache(), ids: Vec::new() }
+    }
 }
 
 /// Fails unless the model can run these tokens in one sequence.
@@ -83,6 +113,8 @@ pub struct Generate<'m, B: Backend> {
     text: Vec<u32>,
     /// Tokens of the prompt.
     prompt: usize,
+    /// Tokens that were not run, because an earlier text had begun with them.
+    reused: usize,
     sampler: Sampler,
     options: Generation,
     stopped: Option<StopReason>,
@@ -94,8 +126,35 @@ impl<B: Backend> Generate<'_, B> {
         self.stopped
     }
 
+    /// Tokens of the prompt that an earlier text had begun with.
+    pub fn reused_tokens(&self) -> usize {
+        self.reused
+    }
+
+    /// Tokens of the text that have been run.
+    pub fn tokens_run(&self) -> usize {
+        self.cache.tokens()
+    }
+
+    /// Runs a part of a long prompt; false if only its last part is left, which the iterator runs for the first token.
+    /// This need not be called; it lets a caller show progress, or cancel.
+    pub fn run_prompt_part(&mut self) -> bool {
+        let done = self.cache.tokens();
+        let more = self.prompt > done + PART;
+        if more {
+            self.model.hidden(input(&self.text[done..done + PART], self.model), &mut self.cache);
+        }
+        more
+    }
+
+    /// What has been run, for [`resume`].
+    pub fn into_prefix(self) -> Prefix<B> {
+        Prefix { cache: self.cache, ids: self.text }
+    }
+
     /// Logits of the token that follows, `[vocabulary]`.
     fn next_logits(&mut self) -> Vec<f32> {
+        while self.run_prompt_part() {}
         let next = &self.text[self.cache.tokens()..];
         let hidden = self.model.hidden(input(next, self.model), &mut self.cache);
         let tokens = hidden.dims()[1];
@@ -139,6 +198,8 @@ impl<B: Backend> Phi3<B> {
     pub fn sequence_logits(&self, ids: &[u32]) -> Result<Tensor<B, 2>, PromptError> {
         check_prompt(self, ids)?;
         let mut cache: KvCache<B> = self.cache();
-        Ok(self.forward(input(ids, self), &mut cache).squeeze_dim(0))
+        cache.expect(ids.len());
+        let parts = ids.chunks(PART).map(|part| self.forward(input(part, self), &mut cache)).collect();
+        Ok(Tensor::cat(parts, 1).squeeze_dim(0))
     }
 }

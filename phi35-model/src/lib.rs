@@ -21,6 +21,7 @@
 mod attention;
 mod block;
 mod cache;
+mod chat;
 mod config;
 mod generation;
 mod mask;
@@ -34,8 +35,9 @@ mod tokenizer;
 pub use attention::Attention;
 pub use block::DecoderLayer;
 pub use cache::{DenseKv, KvCache, KvStore};
+pub use chat::{ChatError, ChatPrompt, ChatTemplate, Conversation, Message};
 pub use config::{Config, ConfigError, GenerationConfig, RopeScaling, TokenIds};
-pub use generation::{Generate, Generation, PromptError, StopReason, generate};
+pub use generation::{Generate, Generation, Prefix, PromptError, StopReason, generate, resume};
 pub use mask::Mask;
 pub use mlp::Mlp;
 pub use model::{Decoder, Phi3};

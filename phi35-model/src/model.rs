@@ -1,7 +1,6 @@
 use crate::{
     Config, ConfigError, DecoderLayer, KvCache, KvStore, Mask, Positions, Rope,
     block::{linear, norm},
-    rope::crosses,
 };
 use burn::{
     module::Module,
@@ -21,6 +20,9 @@ pub struct Phi3<B: Backend> {
     #[module(skip)]
     config: Config,
 }
+
+/// Tokens of a long sequence that are run at a time, so that the memory for scores, `[heads, tokens, length]`, stays small.
+pub(crate) const PART: usize = 256;
 
 /// The embedding, the layers and the last norm.
 #[derive(Module, Debug)]
@@ -63,35 +65,36 @@ impl<B: Backend> Phi3<B> {
 
     /// Runs new tokens `[batch, tokens]` after those in the cache: the state before the head, `[batch, tokens, hidden]`.
     ///
-    /// Where the new tokens take a longrope sequence past its original length, every cached key is stale: the whole
-    /// sequence is run again.
+    /// Where a longrope sequence passes its original length, every cached key is stale: those tokens are run again.
     pub fn hidden<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<B, S>) -> Tensor<B, 3> {
-        let [_, new] = ids.dims();
-        if self.config.rope_scaling.is_none() {
-            return self.run(ids, cache);
+        let ([_, new], before) = (ids.dims(), cache.tokens());
+        let length = (before + new).max(cache.expected);
+        if self.config.rope_scaling.is_some() {
+            let stored = cache.ids.take();
+            let is_long =
+                |padding: usize, length: usize| length.saturating_sub(padding) > self.config.original_length();
+            let is_stale = |&padding: &usize| is_long(padding, cache.rotated_for) != is_long(padding, length);
+            if let Some(stored) = stored.clone()
+                && cache.paddings().iter().any(is_stale)
+            {
+                cache.truncate(0);
+                for part in stored.split(PART, 1) {
+                    self.run(part, length, cache);
+                }
+            }
+            cache.ids = Some(stored.map_or_else(|| ids.clone(), |stored| Tensor::cat(vec![stored, ids.clone()], 1)));
         }
-        let before = cache.tokens();
-        let all = match cache.ids.take() {
-            Some(stored) => Tensor::cat(vec![stored, ids.clone()], 1),
-            None => ids.clone(),
-        };
-        cache.ids = Some(all.clone());
-        let stale = cache.paddings().iter().any(|&padding| {
-            crosses(&self.config, before.saturating_sub(padding), (before + new).saturating_sub(padding))
-        });
-        if !stale {
-            return self.run(ids, cache);
-        }
-        cache.layers.iter_mut().for_each(KvStore::clear);
-        self.run(all, cache).slice_dim(1, before..before + new)
+        cache.rotated_for = length;
+        self.run(ids, length, cache)
     }
 
-    fn run<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<B, S>) -> Tensor<B, 3> {
+    /// Runs tokens of a sequence that has `length` tokens with them, or will have.
+    fn run<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, length: usize, cache: &mut KvCache<B, S>) -> Tensor<B, 3> {
         let ([_, tokens], device) = (ids.dims(), ids.device());
         let first = cache.tokens();
         let positions = |&padding: &usize| Positions {
             tokens: (first..first + tokens).map(|slot| slot.saturating_sub(padding)).collect(),
-            length: (first + tokens).saturating_sub(padding),
+            length: length.saturating_sub(padding),
         };
         let rope = Rope::new(&self.config, &cache.paddings().iter().map(positions).collect::<Vec<_>>(), &device);
         let mask = Mask { window: self.config.sliding_window, left_padding: cache.left_padding.clone() };

@@ -15,7 +15,7 @@ pub struct Rope<B: Backend> {
 pub struct Positions {
     /// Position of each new token. Those of padding do not matter.
     pub tokens: Vec<usize>,
-    /// Length of the sequence, cached tokens included and padding not.
+    /// Length of the sequence, cached and expected tokens included and padding not.
     pub length: usize,
 }
 
@@ -70,14 +70,6 @@ impl<B: Backend> Rope<B> {
     }
 }
 
-/// Whether a row that grows from `before` to `after` tokens must have its cached keys rotated anew.
-pub(crate) fn crosses(config: &Config, before: usize, after: usize) -> bool {
-    config.rope_scaling.is_some()
-        && before > 0
-        && before <= config.original_length()
-        && after > config.original_length()
-}
-
 fn factors<'c>(scaling: &'c RopeScaling, config: &Config, length: usize) -> &'c [f32] {
     if length > config.original_length() { &scaling.long_factor } else { &scaling.short_factor }
 }
@@ -105,7 +97,5 @@ mod tests {
         assert!((attention_scale(&config) - 1.190_238_1).abs() < 1e-6);
         assert_eq!(factors(config.rope_scaling.as_ref().unwrap(), &config, 4096), [1.0, 1.1]);
         assert_eq!(factors(config.rope_scaling.as_ref().unwrap(), &config, 4097), [1.0, 2.0]);
-        assert!(crosses(&config, 4096, 4097) && crosses(&config, 1, 5000));
-        assert!(!crosses(&config, 0, 5000) && !crosses(&config, 4097, 4098) && !crosses(&config, 4000, 4096));
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    shows_special: bool,
 }
 
 /// Why text could not become tokens, or tokens text.
@@ -35,18 +36,39 @@ pub enum TokenizerError {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub fn read(path: &Path) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_file(path)
+        let error = |e: std::io::Error| TokenizerError::Read { path: path.to_owned(), reason: e.to_string() };
+        Self::from_json(&std::fs::read(path).map_err(error)?, path)
+    }
+
+    /// A `tokenizer.json` already read; `path` is what errors call it.
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self, TokenizerError> {
+        let inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|e| TokenizerError::Read { path: path.to_owned(), reason: e.to_string() })?;
-        Ok(Self { inner })
+        Ok(Self { inner, shows_special: false })
+    }
+
+    /// Special tokens are part of the text that ids are decoded to.
+    pub fn showing_special_tokens(self) -> Self {
+        Self { shows_special: true, ..self }
     }
 
     /// The ids of a text, with the special tokens that the tokenizer adds around one.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.inner.encode_fast(text, true).map_err(|e| TokenizerError::Tokenize(e.to_string()))?;
+        self.encode_with(text, true)
+    }
+
+    /// The ids of a text that has its special tokens already, as a chat template writes them.
+    pub fn encode_chat(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encoding =
+            self.inner.encode_fast(text, add_special).map_err(|e| TokenizerError::Tokenize(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of ids, without special tokens.
+    /// The text of ids, without special tokens unless they are [shown](Self::showing_special_tokens).
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         let vocabulary = self.vocabulary();
         if let Some(&found) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
@@ -67,7 +89,7 @@ impl Tokenizer {
 
     /// Ids that the tokenizer does not know have no text.
     fn decode_known(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        self.inner.decode(ids, true).map_err(|e| TokenizerError::Tokenize(e.to_string()))
+        self.inner.decode(ids, !self.shows_special).map_err(|e| TokenizerError::Tokenize(e.to_string()))
     }
 }
 

@@ -4,6 +4,8 @@ mod commands;
 mod ids;
 mod model;
 mod output;
+mod sampling;
+mod source;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,6 +22,8 @@ struct Cli {
 enum Command {
     /// Continue a text, or a sequence of token ids
     Generate(commands::generate::Args),
+    /// Talk with a model
+    Chat(commands::chat::Args),
     /// Write the logits at every position of a sequence to a safetensors file
     Logits(commands::logits::Args),
     /// Turn text on standard input into token ids, or back
@@ -29,6 +33,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(args) => commands::generate::run(args),
+        Command::Chat(args) => commands::chat::run(args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Tokenize(args) => commands::tokenize::run(args),
     };

@@ -1,18 +1,15 @@
 //! From `<model>`, `--backend` and `--format` to a loaded model of the right type.
 
-use anyhow::{Context, Result, bail};
+use crate::source::Source;
+use anyhow::Result;
 use burn::tensor::backend::Backend;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use phi35_model::{Config, GenerationConfig, Phi3, Tokenizer};
+use phi35_model::Phi3;
 use qins_backend::Policy;
 use qins_codec::Format;
-use qins_import::{Checkpoint, Progress, load, load_encoded};
-use std::{
-    path::{Path, PathBuf},
-    str::FromStr,
-    time::Instant,
-};
+use qins_import::{Progress, load, load_encoded};
+use std::{str::FromStr, time::Instant};
 
 #[cfg(not(any(feature = "flex", feature = "ndarray")))]
 compile_error!("qins needs a backend: enable the feature `flex` or `ndarray`");
@@ -20,8 +17,8 @@ compile_error!("qins needs a backend: enable the feature `flex` or `ndarray`");
 /// Arguments of every command that runs a model.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// A Hugging Face model directory
-    pub model: PathBuf,
+    /// A Hugging Face model directory, or `demo`, the model that is part of the program
+    pub model: Source,
     /// What computes
     #[arg(long, value_enum, default_value_t = BackendName::default())]
     backend: BackendName,
@@ -85,8 +82,8 @@ impl ModelArgs {
 
     fn run_on<B: Backend, R: Run>(&self, task: R) -> Result<R::Output> {
         let start = Instant::now();
-        let config = self.config()?;
-        let checkpoint = Checkpoint::open(&self.model)?;
+        let config = self.model.config()?;
+        let checkpoint = self.model.checkpoint()?;
         let bar = progress_bar(checkpoint.bytes());
         let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
         let device = Default::default();
@@ -104,34 +101,6 @@ impl ModelArgs {
             }
         }
     }
-
-    fn config(&self) -> Result<Config> {
-        if !self.model.is_dir() {
-            bail!("{}: expected a Hugging Face model directory, found no such directory", self.model.display());
-        }
-        let path = self.model.join("config.json");
-        Config::read(&path).with_context(|| format!("cannot run {}", self.model.display()))
-    }
-
-    /// Ids that end a text: those of `generation_config.json`, else those of `config.json`.
-    pub fn stop_ids(&self) -> Result<Vec<u32>> {
-        let path = self.model.join("generation_config.json");
-        let named = if path.exists() { GenerationConfig::read(&path)?.eos_token_id } else { Default::default() };
-        Ok(if named.0.is_empty() { self.config()?.eos_token_id.0 } else { named.0 })
-    }
-}
-
-/// The tokenizer of a model directory, if it has one.
-pub fn tokenizer(model: &Path) -> Result<Option<Tokenizer>> {
-    let path = model.join("tokenizer.json");
-    Ok(if path.exists() { Some(Tokenizer::read(&path)?) } else { None })
-}
-
-/// The tokenizer of a model directory.
-pub fn require_tokenizer(model: &Path) -> Result<Tokenizer> {
-    tokenizer(model)?.with_context(|| {
-        format!("{}: expected a tokenizer, found no such file", model.join("tokenizer.json").display())
-    })
 }
 
 /// On standard error, and only if that is a terminal.

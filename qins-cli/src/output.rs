@@ -1,8 +1,11 @@
 //! What every command prints: one JSON object, or text that pipes.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 /// Prints one JSON object and a newline.
 pub fn json(value: &impl Serialize) -> Result<()> {
@@ -14,6 +17,20 @@ pub fn text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
+}
+
+/// Writes beside the target and renames, so that a half-written file never has its name.
+pub fn file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = || format!("cannot write {}", path.display());
+    let mut builder = tempfile::Builder::new();
+    // As any program creates files, instead of readable by the owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut temporary = builder.tempfile_in(directory).with_context(cannot)?;
+    temporary.write_all(bytes).with_context(cannot)?;
+    temporary.persist(path).with_context(cannot)?;
+    Ok(())
 }
 
 /// Whether the error is only that nobody reads our output any more.

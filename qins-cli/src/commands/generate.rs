@@ -1,11 +1,12 @@
 use crate::{
     ids,
-    model::{ModelArgs, Run, require_tokenizer, tokenizer},
+    model::{ModelArgs, Run},
     output,
+    sampling::{self, SamplingArgs},
 };
 use anyhow::Result;
 use burn::tensor::backend::Backend;
-use phi35_model::{Generation, Phi3, Sampling, StopReason, StopText, TextStream, generate};
+use phi35_model::{Generation, Phi3, StopReason, StopText, TextStream, generate};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -22,6 +23,9 @@ pub struct Args {
     /// Tokens to generate at most
     #[arg(short, long, value_name = "N", default_value_t = 128)]
     n: usize,
+    /// Divides the logits; 0 takes the most likely token each time
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = sampling::at_least_0)]
+    temperature: f32,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// End before this text; may be given several times
@@ -33,52 +37,6 @@ pub struct Args {
     /// Print one JSON object instead of the text
     #[arg(long)]
     json: bool,
-}
-
-/// How tokens are chosen.
-#[derive(clap::Args)]
-struct SamplingArgs {
-    /// Divides the logits; 0 takes the most likely token each time
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = at_least_0)]
-    temperature: f32,
-    /// Only the K most likely tokens [default: all]
-    #[arg(long, value_name = "K", default_value_t = 0, hide_default_value = true)]
-    top_k: usize,
-    /// Only the most likely tokens that together reach this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
-    top_p: f32,
-    /// Only tokens at least this likely beside the most likely one
-    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
-    min_p: f32,
-    /// Makes tokens already in the text less likely; 1 changes nothing
-    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = above_0)]
-    repeat_penalty: f32,
-    /// The same seed gives the same text on every machine
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
-}
-
-impl SamplingArgs {
-    fn sampling(&self) -> Sampling {
-        let &Self { temperature, top_k, top_p, min_p, repeat_penalty: repetition_penalty, seed } = self;
-        Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed }
-    }
-}
-
-fn number(value: &str, legal: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
-    value.parse().ok().filter(|&n: &f32| n.is_finite() && legal(n)).ok_or_else(|| format!("expected {expected}"))
-}
-
-fn at_least_0(value: &str) -> Result<f32, String> {
-    number(value, |n| n >= 0.0, "a number of at least 0")
-}
-
-fn above_0(value: &str) -> Result<f32, String> {
-    number(value, |n| n > 0.0, "a number above 0")
-}
-
-fn probability(value: &str) -> Result<f32, String> {
-    number(value, |n| (0.0..=1.0).contains(&n), "a number from 0 to 1")
 }
 
 /// The JSON object. `text` is what follows the prompt; null where the model has no tokenizer.
@@ -102,23 +60,24 @@ struct Timings {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    let source = &args.model.model;
     let (prompt_ids, tokenizer, vocabulary) = match (&args.prompt, &args.ids) {
         (Some(text), _) => {
-            let tokenizer = require_tokenizer(&args.model.model)?;
+            let tokenizer = source.require_tokenizer()?;
             let vocabulary = tokenizer.vocabulary();
             (tokenizer.encode(text)?, Some(tokenizer), Some(vocabulary))
         }
         (None, ids) => {
             // Ids need no tokenizer; a stop text does.
             let tokenizer = match args.stop.is_empty() {
-                true => tokenizer(&args.model.model)?,
-                false => Some(require_tokenizer(&args.model.model)?),
+                true => source.tokenizer()?,
+                false => Some(source.require_tokenizer()?),
             };
             (ids::parse(ids.as_deref().unwrap_or_default())?, tokenizer, None)
         }
     };
-    let stop_ids = if args.ignore_eos { Vec::new() } else { args.model.stop_ids()? };
-    let sampling = args.sampling.sampling();
+    let stop_ids = if args.ignore_eos { Vec::new() } else { source.stop_ids(&source.config()?)? };
+    let sampling = args.sampling.sampling(args.temperature);
     let options = Generation { max_new_tokens: args.n, stop_ids, vocabulary, sampling };
     let task = Task {
         text: tokenizer.as_ref().map(|tokenizer| tokenizer.stream(&prompt_ids)),

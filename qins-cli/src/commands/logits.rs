@@ -3,13 +3,12 @@ use crate::{
     model::{ModelArgs, Run},
     output,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use phi35_model::Phi3;
 use safetensors::{Dtype, tensor::TensorView};
 use serde::Serialize;
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -55,7 +54,9 @@ pub fn run(args: Args) -> Result<()> {
         bail!("{} exists: give --force to replace it", args.output.display());
     }
     let logits = args.model.run(Task { ids })?;
-    write(&args.output, &logits)?;
+    let bytes: Vec<u8> = logits.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, logits.shape.to_vec(), &bytes)?;
+    output::file(&args.output, &safetensors::serialize([("logits", view)], None)?)?;
     if args.json {
         output::json(&Report {
             output: &args.output,
@@ -90,21 +91,4 @@ impl Run for Task {
         let values = logits.into_data().convert::<f32>().into_vec().expect("just converted to f32");
         Ok(Logits { values, shape, load_s, run_s: start.elapsed().as_secs_f64() })
     }
-}
-
-/// Writes beside the target and renames, so that a half-written file never has its name.
-fn write(path: &Path, logits: &Logits) -> Result<()> {
-    let bytes: Vec<u8> = logits.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, logits.shape.to_vec(), &bytes)?;
-    let file = safetensors::serialize([("logits", view)], None)?;
-    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = || format!("cannot write {}", path.display());
-    let mut builder = tempfile::Builder::new();
-    // As any program creates files, instead of readable by the owner alone.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = builder.tempfile_in(directory).with_context(cannot)?;
-    temporary.write_all(&file).with_context(cannot)?;
-    temporary.persist(path).with_context(cannot)?;
-    Ok(())
 }

@@ -1,12 +1,12 @@
-use crate::{ids, model::require_tokenizer, output};
+use crate::{ids, output, source::Source};
 use anyhow::{Context, Result};
 use serde_json::json;
-use std::{io::Read, path::PathBuf};
+use std::io::Read;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A directory with a tokenizer.json
-    model: PathBuf,
+    /// A directory with a tokenizer.json, or `demo`
+    model: Source,
     /// Read ids and print their text
     #[arg(long)]
     decode: bool,
@@ -16,7 +16,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let tokenizer = require_tokenizer(&args.model)?;
+    let tokenizer = args.model.require_tokenizer()?;
     let mut input = Vec::new();
     std::io::stdin().lock().read_to_end(&mut input).context("standard input")?;
     let input = String::from_utf8(input).context("standard input: expected UTF-8 text")?;

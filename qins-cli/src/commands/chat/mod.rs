@@ -1,0 +1,365 @@
+//! A conversation in the terminal, or through a pipe.
+
+mod input;
+
+use crate::{
+    model::{ModelArgs, Run},
+    output,
+    sampling::{self, SamplingArgs},
+};
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::Backend;
+use indicatif::{ProgressBar, ProgressStyle};
+use input::{Command, Input, Line};
+use phi35_model::{Conversation, Generation, Message, Phi3, Prefix, StopReason, StopText, Tokenizer, resume};
+use serde::Serialize;
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU8, Ordering},
+    time::Instant,
+};
+
+/// Commands, a line each, in a terminal or through a pipe; everything else is said to the model.
+const HELP: &str = "\
+/system TEXT   tell the model how to behave; without TEXT, show it; `/system none` takes it back
+/reset         forget the conversation
+/save FILE     write the messages as JSON, for --resume
+/stats         tokens, speed and memory
+/help          this list
+/quit          leave, as Ctrl-D does
+Ctrl-C stops an answer. A line that ends in \\ goes on in the next; so does everything between two \"\"\".";
+
+#[derive(clap::Args)]
+#[command(after_help = HELP)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Go on with messages that /save wrote
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+    /// Tokens of an answer at most [default: what the context holds]
+    #[arg(short, long, value_name = "N")]
+    n: Option<usize>,
+    /// Divides the logits; 0 takes the most likely token each time
+    #[arg(long, value_name = "T", default_value_t = 0.7, value_parser = sampling::at_least_0)]
+    temperature: f32,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// End answers before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Print one JSON object at the end instead of the answers
+    #[arg(long)]
+    json: bool,
+}
+
+/// The JSON object.
+#[derive(Serialize)]
+struct Report {
+    messages: Vec<Message>,
+    answers: Vec<Answer>,
+    load_s: f64,
+    peak_rss_bytes: Option<u64>,
+}
+
+/// One answer, measured.
+#[derive(Debug, Clone, Serialize)]
+struct Answer {
+    prompt_tokens: usize,
+    /// Tokens of the prompt that were not run again.
+    reused_tokens: usize,
+    prompt_s: f64,
+    generate_tokens: usize,
+    generate_s: f64,
+    /// `eos`, `length`, `stop` or `cancelled`.
+    stop: &'static str,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let source = &args.model.model;
+    let config = source.config()?;
+    let tokenizer = source.require_tokenizer()?;
+    let mut conversation = Conversation::new(source.chat_template()?, tokenizer.clone());
+    if let Some(file) = &args.resume {
+        (conversation.system, conversation.messages) = read_messages(file)?;
+    }
+    conversation.system = args.system.clone().or(conversation.system);
+    let context = config.max_position_embeddings;
+    let longest = args.n.unwrap_or(context);
+    let chat = Chat {
+        stop_ids: source.stop_ids(&config)?,
+        // At least a third of the context is left for the answer, if it may be that long.
+        prompt_limit: context - longest.min(context / 3),
+        longest,
+        context,
+        tokenizer,
+        conversation,
+        answers: Vec::new(),
+        saved: None,
+        load_s: 0.0,
+        args: &args,
+    };
+    args.model.run(chat)
+}
+
+struct Chat<'a> {
+    args: &'a Args,
+    conversation: Conversation,
+    tokenizer: Tokenizer,
+    stop_ids: Vec<u32>,
+    /// Tokens of an answer at most.
+    longest: usize,
+    /// Tokens of a prompt at most.
+    prompt_limit: usize,
+    /// Tokens that the model's context holds.
+    context: usize,
+    answers: Vec<Answer>,
+    /// The file that `/save` wrote, which it may replace.
+    saved: Option<PathBuf>,
+    load_s: f64,
+}
+
+/// What Ctrl-C does: it ends the program, or, while the model answers, the answer.
+static INTERRUPT: AtomicU8 = AtomicU8::new(ENDS_PROGRAM);
+const ENDS_PROGRAM: u8 = 0;
+const ENDS_ANSWER: u8 = 1;
+const PRESSED: u8 = 2;
+
+/// Exit status of a program that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
+
+fn handle_interrupts() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if INTERRUPT.compare_exchange(ENDS_ANSWER, PRESSED, Ordering::SeqCst, Ordering::SeqCst) == Err(ENDS_PROGRAM) {
+            std::process::exit(INTERRUPTED);
+        }
+    })
+    .context("cannot handle Ctrl-C")
+}
+
+fn interrupted() -> bool {
+    INTERRUPT.load(Ordering::SeqCst) == PRESSED
+}
+
+impl Run for Chat<'_> {
+    type Output = ();
+
+    fn run<B: Backend>(mut self, model: &Phi3<B>, load_s: f64) -> Result<()> {
+        self.load_s = load_s;
+        handle_interrupts()?;
+        let mut input = Input::new()?;
+        if input.is_terminal() {
+            let source = &self.args.model.model;
+            eprintln!("{source}, context {} tokens. /help lists commands, Ctrl-D leaves.", self.context);
+        }
+        let mut prefix = None;
+        while let Some(line) = input.next()? {
+            match line {
+                Line::Say(text) => self.answer(model, &mut prefix, text)?,
+                Line::Command(Command::Quit) => break,
+                Line::Command(command) => {
+                    // A command that fails does not end the conversation.
+                    if let Err(error) = self.command(command) {
+                        eprintln!("{error:#}");
+                    }
+                }
+            }
+        }
+        if self.args.json {
+            output::json(&Report {
+                messages: self.conversation.all_messages(),
+                answers: self.answers,
+                load_s: self.load_s,
+                peak_rss_bytes: output::peak_rss_bytes(),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Chat<'_> {
+    fn answer<B: Backend>(&mut self, model: &Phi3<B>, prefix: &mut Option<Prefix<B>>, text: String) -> Result<()> {
+        self.conversation.messages.push(Message::new("user", text));
+        let prompt = match self.conversation.prompt(self.prompt_limit) {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                self.conversation.messages.pop();
+                eprintln!("{error}");
+                return Ok(());
+            }
+        };
+        if prompt.left_out > 0 {
+            eprintln!("(the context is full: the first {} messages are forgotten)", prompt.left_out);
+            self.conversation.messages.drain(..prompt.left_out);
+        }
+        INTERRUPT.store(ENDS_ANSWER, Ordering::SeqCst);
+        let answered = self.stream(model, prefix.take(), &prompt.ids);
+        INTERRUPT.store(ENDS_PROGRAM, Ordering::SeqCst);
+        let (text, answer, run) = answered?;
+        *prefix = Some(run);
+        match answer.stop {
+            "cancelled" => eprintln!("(stopped)"),
+            "length" if answer.generate_tokens < self.longest => eprintln!("(the context of {} is full)", self.context),
+            _ => (),
+        }
+        if text.is_empty() && answer.stop == "cancelled" {
+            self.conversation.messages.pop();
+        } else {
+            self.conversation.messages.push(Message::new("assistant", text));
+        }
+        self.answers.push(answer);
+        Ok(())
+    }
+
+    /// Prints an answer as it comes.
+    fn stream<B: Backend>(
+        &self,
+        model: &Phi3<B>,
+        prefix: Option<Prefix<B>>,
+        prompt: &[u32],
+    ) -> Result<(String, Answer, Prefix<B>)> {
+        let start = Instant::now();
+        let mut sampling = self.args.sampling.sampling(self.args.temperature);
+        // The same seed would choose alike in every answer.
+        sampling.seed = sampling.seed.wrapping_add(self.answers.len() as u64);
+        let options = Generation {
+            max_new_tokens: self.longest,
+            stop_ids: self.stop_ids.clone(),
+            vocabulary: Some(self.tokenizer.vocabulary()),
+            sampling,
+        };
+        let mut tokens = resume(model, prefix.unwrap_or_else(|| Prefix::new(model)), prompt, options)?;
+        let reused_tokens = tokens.reused_tokens();
+        let bar = reading(prompt.len() as u64, reused_tokens as u64);
+        while !interrupted() && tokens.run_prompt_part() {
+            bar.set_position(tokens.tokens_run() as u64);
+        }
+        bar.finish_and_clear();
+
+        let mut stream = self.tokenizer.stream(prompt);
+        let mut stops = StopText::new(self.args.stop.clone());
+        let mut answer = Text { text: String::new(), quiet: self.args.json };
+        let (mut prompt_s, mut generate_tokens, mut stopped) = (None, 0, false);
+        while !interrupted()
+            && !stopped
+            && let Some(id) = tokens.next()
+        {
+            prompt_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
+            generate_tokens += 1;
+            let (piece, ends) = stops.push(&stream.push(id)?);
+            answer.push(&piece)?;
+            stopped = ends;
+        }
+        if !stopped {
+            answer.push(&stops.finish())?;
+        }
+        answer.end()?;
+        let stop = match tokens.stop_reason() {
+            _ if stopped => "stop",
+            Some(StopReason::Eos) => "eos",
+            Some(StopReason::Length) => "length",
+            None => "cancelled",
+        };
+        let total_s = start.elapsed().as_secs_f64();
+        let prompt_s = prompt_s.unwrap_or(total_s);
+        let generate_s = total_s - prompt_s;
+        let measured =
+            Answer { prompt_tokens: prompt.len(), reused_tokens, prompt_s, generate_tokens, generate_s, stop };
+        Ok((answer.text, measured, tokens.into_prefix()))
+    }
+
+    fn command(&mut self, command: Command) -> Result<()> {
+        match command {
+            Command::Help => eprintln!("{HELP}"),
+            Command::Reset => {
+                self.conversation.messages.clear();
+                eprintln!("(the conversation is forgotten)");
+            }
+            Command::System(None) => match &self.conversation.system {
+                Some(text) => eprintln!("{text}"),
+                None => eprintln!("(no system message)"),
+            },
+            Command::System(Some(text)) => {
+                self.conversation.system = (text != "none").then_some(text);
+                eprintln!("(told the model; /reset forgets what was said before)");
+            }
+            Command::Save(file) => self.save(file)?,
+            Command::Stats => self.stats(),
+            Command::Quit => (),
+            Command::Unknown(name) => bail!("no command {name}; /help lists them"),
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, file: Option<PathBuf>) -> Result<()> {
+        let file = file.or_else(|| self.saved.clone()).context("expected a file: /save FILE")?;
+        if file.exists() && self.saved.as_ref() != Some(&file) {
+            bail!("{} exists: choose another name", file.display());
+        }
+        let json = serde_json::to_string_pretty(&self.conversation.all_messages())? + "\n";
+        output::file(&file, json.as_bytes())?;
+        eprintln!("(saved to {})", file.display());
+        self.saved = Some(file);
+        Ok(())
+    }
+
+    fn stats(&self) {
+        let per_second = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+        eprintln!("loaded in {:.2} s", self.load_s);
+        eprintln!("messages  {}", self.conversation.messages.len());
+        if let Some(last) = self.answers.last() {
+            let run = last.prompt_tokens - last.reused_tokens;
+            let used = last.prompt_tokens + last.generate_tokens;
+            eprintln!("context   {used} of {} tokens", self.context);
+            eprintln!(
+                "prompt    {run} tokens run, {} kept from before, {:.1} a second",
+                last.reused_tokens,
+                per_second(run, last.prompt_s)
+            );
+            // The first token is chosen by the prompt's last.
+            let after = last.generate_tokens.saturating_sub(1);
+            eprintln!("answer    {} tokens, {:.1} a second", last.generate_tokens, per_second(after, last.generate_s));
+        }
+        if let Some(bytes) = output::peak_rss_bytes() {
+            eprintln!("memory    {:.0} MB at most", bytes as f64 / 1e6);
+        }
+    }
+}
+
+/// An answer as it is printed: without blanks around it.
+struct Text {
+    text: String,
+    quiet: bool,
+}
+
+impl Text {
+    fn push(&mut self, piece: &str) -> Result<()> {
+        let piece = if self.text.is_empty() { piece.trim_start() } else { piece };
+        self.text.push_str(piece);
+        if self.quiet || piece.is_empty() { Ok(()) } else { output::text(piece) }
+    }
+
+    fn end(&self) -> Result<()> {
+        if self.quiet { Ok(()) } else { output::text("\n") }
+    }
+}
+
+/// The messages of a file that `/save` wrote, the system's apart.
+fn read_messages(file: &Path) -> Result<(Option<String>, Vec<Message>)> {
+    let json = std::fs::read(file).with_context(|| file.display().to_string())?;
+    let mut messages: Vec<Message> = serde_json::from_slice(&json)
+        .with_context(|| format!("{}: expected a JSON array of messages with `role` and `content`", file.display()))?;
+    let system = messages.first().is_some_and(|m| m.role == "system").then(|| messages.remove(0).content);
+    Ok((system, messages))
+}
+
+/// On standard error, and only if that is a terminal.
+fn reading(tokens: u64, done: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("reading {bar:30} {pos}/{len} tokens, {eta} left");
+    let bar = ProgressBar::new(tokens).with_style(style.expect("the template is well formed"));
+    bar.set_position(done);
+    bar
+}
