@@ -17,6 +17,9 @@ pub trait KvStore<B: Backend> {
     /// Forgets all but the first `len` tokens.
     fn truncate(&mut self, len: usize);
 
+    /// Tells how many tokens will be stored, for stores that can make room at once.
+    fn reserve(&mut self, _len: usize) {}
+
     /// Tokens stored.
     fn len(&self) -> usize;
 
@@ -60,6 +63,11 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
         self.expected = tokens;
     }
 
+    /// Makes room for `tokens` tokens at once, so that no later token has to move those before it.
+    pub fn reserve(&mut self, tokens: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.reserve(tokens));
+    }
+
     /// Forgets all but the first `tokens` tokens, to go on otherwise from there.
     pub fn truncate(&mut self, tokens: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(tokens));
@@ -82,7 +90,7 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
 
 /// Keys and values as float tensors with room to grow.
 ///
-/// The tensors are doubled when full. In between, appending writes only the new tokens on backends that assign in place
+/// The tensors hold as many tokens as were [reserved](KvStore::reserve), and are doubled when full. In between, appending writes only the new tokens on backends that assign in place
 /// when they hold the only reference: Flex, NdArray and those of CubeCL. Attending reads everything stored. On Flex that
 /// is a view; NdArray and CubeCL copy what is stored when it is sliced out of its room, once a layer and token.
 #[derive(Debug, Clone)]
@@ -90,11 +98,13 @@ pub struct DenseKv<B: Backend> {
     /// Keys and values, `[batch, kv heads, capacity, head]` each.
     room: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
     len: usize,
+    /// Capacity of the next allocation at least.
+    reserved: usize,
 }
 
 impl<B: Backend> Default for DenseKv<B> {
     fn default() -> Self {
-        Self { room: None, len: 0 }
+        Self { room: None, len: 0, reserved: 0 }
     }
 }
 
@@ -110,7 +120,7 @@ impl<B: Backend> KvStore<B> for DenseKv<B> {
             let room = if end <= capacity {
                 room.expect("a capacity has a tensor")
             } else {
-                let capacity = end.max(2 * capacity).max(FIRST_CAPACITY);
+                let capacity = end.max(2 * capacity).max(self.reserved).max(FIRST_CAPACITY);
                 let larger = Tensor::zeros([batch, heads, capacity, head], &new.device());
                 match room {
                     Some(room) => {
@@ -156,6 +166,10 @@ impl<B: Backend> KvStore<B> for DenseKv<B> {
     fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
+
+    fn reserve(&mut self, len: usize) {
+        self.reserved = len;
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +185,19 @@ mod tests {
         let scores: Vec<f32> = keys.iter().map(|k| (dot(q, k) / (q.len() as f32).sqrt()).exp()).collect();
         let total: f32 = scores.iter().sum();
         (0..q.len()).map(|d| scores.iter().zip(values).map(|(s, v)| s / total * v[d]).sum()).collect()
+    }
+
+    #[test]
+    fn what_is_reserved_is_allocated_once() {
+        let device = Default::default();
+        let token = || Tensor::<Flex, 4>::ones([1, 1, 1, 4], &device);
+        let mut store = DenseKv::<Flex>::default();
+        store.reserve(200);
+        let capacity = |store: &DenseKv<Flex>| store.room.as_ref().unwrap().0.dims()[2];
+        for n in 1..=201 {
+            store.append(token(), token());
+            assert_eq!(capacity(&store), if n <= 200 { 200 } else { 400 });
+        }
     }
 
     #[test]

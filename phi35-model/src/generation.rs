@@ -70,10 +70,14 @@ pub fn resume<'m, B: Backend>(
     let reused = common.min(cache.tokens()).min(prompt.len() - 1);
     cache.truncate(reused);
     cache.expect(prompt.len());
+    cache.reserve(prompt.len() + options.max_new_tokens.min(RESERVED));
     let sampler = Sampler::new(options.sampling.clone());
     let text = prompt.to_vec();
     Ok(Generate { model, cache, text, prompt: prompt.len(), reused, sampler, options, stopped: None })
 }
+
+/// Tokens to generate that memory is set aside for at once: most texts end sooner than they may.
+const RESERVED: usize = 1024;
 
 /// A text that has been run, with its keys and values: what a longer text begins with need not be run again.
 #[derive(Debug, Clone)]
