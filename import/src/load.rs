@@ -82,7 +82,8 @@ impl<B: Backend> Place<Qins<B>> for Policy {
             return Place::<Qins<B>>::place(&Float, tensor, parameter, device);
         };
         let encoded = QinsTensor::from_encoded(qins_codec::encode(format, &tensor)?, device);
-        Ok(Tensor::from_primitive(encoded.transpose().into_primitive()))
+        let encoded = if parameter.is_linear_weight() { encoded.transpose() } else { encoded };
+        Ok(Tensor::from_primitive(encoded.into_primitive()))
     }
 }
 

@@ -12,6 +12,7 @@ use qins_codec::{EncodeError, Format, Slice, encode};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     linear: Format,
+    embedding: Option<Format>,
 }
 
 /// A weight that could not be encoded.
@@ -27,12 +28,23 @@ pub struct PolicyError {
 impl Policy {
     /// Encodes the weight of every linear layer.
     pub fn linear(format: Format) -> Self {
-        Self { linear: format }
+        Self { linear: format, embedding: None }
+    }
+
+    /// Encodes the table of every embedding as well, for example in the 16 bits it was trained in.
+    pub fn with_embeddings(self, format: Format) -> Self {
+        Self { embedding: Some(format), ..self }
     }
 
     /// The format of a parameter; `None` leaves it in float.
     pub fn format(&self, parameter: &ParamPath) -> Option<Format> {
-        parameter.is_linear_weight().then_some(self.linear)
+        if parameter.is_linear_weight() {
+            Some(self.linear)
+        } else if parameter.is_embedding_weight() {
+            self.embedding
+        } else {
+            None
+        }
     }
 
     /// Encodes a module in place of its float weights, one tensor at a time. Weights already coded stay as they are.
@@ -75,6 +87,11 @@ impl ParamPath {
         self.is("weight", "Struct:Linear")
     }
 
+    /// Whether this is the table of a Burn `nn::Embedding`, `[rows, d]`.
+    pub fn is_embedding_weight(&self) -> bool {
+        self.is("weight", "Struct:Embedding")
+    }
+
     /// Whether this is field `name` of a struct that Burn's derive calls `container`.
     pub fn is(&self, name: &str, container: &str) -> bool {
         self.fields.last().is_some_and(|(n, c)| n == name && c == container)
@@ -96,12 +113,15 @@ impl ModuleEncoder<'_> {
             TensorPrimitive::Float(float) => float.dense(),
             coded => return Tensor::from_primitive(coded),
         };
-        // Burn's linear weight is [in, out]; groups run along `in`, so rows of the matrix are its columns.
-        let ([input, output], device) = (primitive.shape().dims(), B::float_device(&primitive));
+        let ([rows, cols], device) = (primitive.shape().dims(), B::float_device(&primitive));
         let values = read_f32::<B>(primitive.clone());
-        match encode(format, &Slice::new(&values, input, output).transposed()) {
+        let stored = Slice::new(&values, rows, cols);
+        // Burn's linear weight is [in, out]; groups run along `in`, so rows of the matrix are its columns.
+        let is_transposed = self.path.is_linear_weight();
+        match encode(format, &if is_transposed { stored.transposed() } else { stored }) {
             Ok(encoded) => {
-                let weight = QinsTensor::from_encoded(encoded, &device).transpose();
+                let weight = QinsTensor::from_encoded(encoded, &device);
+                let weight = if is_transposed { weight.transpose() } else { weight };
                 Tensor::from_primitive(weight.into_primitive())
             }
             Err(source) => {

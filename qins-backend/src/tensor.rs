@@ -78,6 +78,8 @@ impl<B: Backend> QinsTensor<B> {
 
     pub(crate) fn new(decoder: Arc<Decoder>, codes: &[u8], scales: &[u8], view: View, device: &Device<B>) -> Self {
         let words = |bytes: &[u8]| {
+            // Not every device has tensors without elements.
+            let bytes = if bytes.is_empty() { &[0; 4] } else { bytes };
             let words: Vec<u32> = bytes
                 .chunks(4)
                 .map(|chunk| {
@@ -142,7 +144,9 @@ impl<B: Backend> QinsTensor<B> {
         let &header = self.header();
         let Header { format, rows: all_rows, cols: all_cols, .. } = header;
         let (rows, cols, view) = self.view.slice(slices, all_rows, all_cols)?;
-        let on_group = |col: usize| col.is_multiple_of(format.group()) || col == all_cols;
+        let on_group = |col: usize| {
+            col == all_cols || (col.is_multiple_of(format.group()) && (col * format.code_bits()).is_multiple_of(32))
+        };
         if !on_group(cols.start) || !on_group(cols.end) {
             return None;
         }
@@ -163,7 +167,7 @@ impl<B: Backend> QinsTensor<B> {
             })
         };
         let codes = part(&self.codes, Format::code_bytes)?;
-        let scales = part(&self.scales, Format::scale_bytes)?;
+        let scales = if format.is_raw() { self.scales.clone() } else { part(&self.scales, Format::scale_bytes)? };
         let decoder = Decoder::new(Header { rows: rows.len(), cols: cols.len(), ..header }).ok()?;
         Some(Self { codes, scales, decoder: Arc::new(decoder), view })
     }

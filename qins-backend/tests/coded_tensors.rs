@@ -19,9 +19,9 @@ use qins_codec::Format;
 type Q<B> = Qins<B>;
 
 /// An encoded tensor and what it stands for.
-fn coded<B: Backend, const D: usize>(shape: [usize; D]) -> (Tensor<Q<B>, D>, Tensor<Q<B>, D>) {
+fn coded<B: Backend, const D: usize>(format: Format, shape: [usize; D]) -> (Tensor<Q<B>, D>, Tensor<Q<B>, D>) {
     let float: Tensor<B, D> = Tensor::random(shape, Distribution::Normal(0.0, 0.02), &Default::default());
-    let tensor = QinsTensor::<B>::encode(float.into_primitive().tensor(), Format::Q8).unwrap();
+    let tensor = QinsTensor::<B>::encode(float.into_primitive().tensor(), format).unwrap();
     let decoded = QinsFloat::Dense(tensor.clone().decode(FloatDType::F32));
     (Tensor::from_primitive(tensor.into_primitive()), Tensor::from_primitive(TensorPrimitive::Float(decoded)))
 }
@@ -43,9 +43,9 @@ fn lazy<B: Backend, const D: usize>(tensor: Tensor<Q<B>, D>) -> Tensor<Q<B>, D> 
     tensor.dequantize()
 }
 
-fn products<B: Backend>(m: usize, input: usize, output: usize) {
+fn products<B: Backend>(format: Format, m: usize, input: usize, output: usize) {
     let device = Default::default();
-    let (weight, decoded) = coded::<B, 2>([output, input]);
+    let (weight, decoded) = coded::<B, 2>(format, [output, input]);
     let x: Tensor<Q<B>, 2> = Tensor::random([m, input], Distribution::Default, &device);
     // x W^T, the layout of a linear layer.
     assert_close(x.clone().matmul(weight.clone().transpose()), x.clone().matmul(decoded.clone().transpose()));
@@ -66,9 +66,9 @@ fn products<B: Backend>(m: usize, input: usize, output: usize) {
     assert_close(strided.clone().matmul(wide(lazy(weight))), strided.matmul(wide(decoded)));
 }
 
-fn views<B: Backend>(rows: usize, cols: usize) {
+fn views<B: Backend>(format: Format, rows: usize, cols: usize) {
     let device = Default::default();
-    let (codes, decoded) = coded::<B, 2>([rows, cols]);
+    let (codes, decoded) = coded::<B, 2>(format, [rows, cols]);
     let float = || lazy(codes.clone());
     let view = float().transpose().unsqueeze::<4>().reshape([1, cols, 1, rows]).swap_dims(0, 2).reshape([cols, rows]);
     assert!(is_coded(&view), "transposing and reshaping leave the codes");
@@ -88,7 +88,7 @@ fn views<B: Backend>(rows: usize, cols: usize) {
     assert_close(codes.clone().select(0, indices(rows)).dequantize(), decoded.clone().select(0, indices(rows)));
     assert_close(codes.clone().slice([0..rows, 0..cols]).dequantize(), decoded);
 
-    let (codes, decoded) = coded::<B, 3>([rows, 3, cols]);
+    let (codes, decoded) = coded::<B, 3>(format, [rows, 3, cols]);
     let permuted = lazy(codes).permute([2, 0, 1]);
     assert!(is_coded(&permuted));
     assert_same(permuted.clone() * 2.0, decoded.clone().permute([2, 0, 1]) * 2.0);
@@ -97,9 +97,9 @@ fn views<B: Backend>(rows: usize, cols: usize) {
 }
 
 /// Slices of whole rows and groups stay coded; any slice and any gather shows the decoded weights.
-fn parts<B: Backend>(rows: usize, cols: usize, from: (usize, usize), n: (usize, usize)) {
+fn parts<B: Backend>(format: Format, rows: usize, cols: usize, from: (usize, usize), n: (usize, usize)) {
     let device = Default::default();
-    let (codes, decoded) = coded::<B, 2>([rows, cols]);
+    let (codes, decoded) = coded::<B, 2>(format, [rows, cols]);
     let part = [from.0..from.0 + n.0, from.1..from.1 + n.1];
     let sliced = lazy(codes.clone()).slice(part.clone());
     assert_same(sliced.clone(), decoded.clone().slice(part.clone()));
@@ -136,7 +136,7 @@ fn parts<B: Backend>(rows: usize, cols: usize, from: (usize, usize), n: (usize, 
 #[test]
 fn slices_of_whole_rows_and_groups_stay_coded() {
     fn stays<B: Backend>(shape: [usize; 2], part: [std::ops::Range<usize>; 2]) -> bool {
-        is_coded(&lazy(coded::<B, 2>(shape).0).slice(part))
+        is_coded(&lazy(coded::<B, 2>(Format::Q8, shape).0).slice(part))
     }
     fn check<B: Backend>() {
         assert!(stays::<B>([9, 128], [2..7, 0..128]), "rows");
@@ -175,39 +175,52 @@ fn layers<B: Backend>() {
         assert_same(lazy(loaded.weight.val()), lazy(linear.weight.val()));
     }
     let embedding: Embedding<Q<B>> = EmbeddingConfig::new(9, 40).init(&device);
-    let (table, decoded) = coded::<B, 2>([9, 40]);
+    let (table, decoded) = coded::<B, 2>(Format::Q8, [9, 40]);
     let ids: Tensor<Q<B>, 2, Int> = Tensor::from_data([[3, 8, 0], [3, 1, 5]], &device);
     let with = |weight| Embedding { weight: Param::initialized(embedding.weight.id, weight) };
-    assert_same(with(table).forward(ids.clone()), with(decoded).forward(ids));
+    assert_same(with(table).forward(ids.clone()), with(decoded).forward(ids.clone()));
+
+    let float = embedding.forward(ids.clone());
+    let policy = Policy::linear(Format::Q8);
+    assert!(!is_coded(&policy.encode(embedding.clone()).unwrap().weight.val()));
+    let half = policy.with_embeddings(Format::Bf16).encode(embedding).unwrap();
+    assert!(is_coded(&half.weight.val()));
+    // bf16 keeps 8 bits.
+    half.forward(ids).into_data().assert_approx_eq::<f32>(&float.into_data(), Tolerance::rel_abs(1.0 / 256.0, 1e-6));
+}
+
+fn any_format() -> impl Strategy<Value = Format> {
+    prop::sample::select(Format::ALL)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn products_on_codes_equal_products_on_floats(m in 1usize..5, input in 1usize..90, output in 1usize..40) {
-        products::<Flex>(m, input, output);
-        products::<NdArray>(m, input, output);
+    fn products_on_codes_equal_products_on_floats(format in any_format(), m in 1usize..5, input in 1usize..90, output in 1usize..40) {
+        products::<Flex>(format, m, input, output);
+        products::<NdArray>(format, m, input, output);
     }
 
     #[test]
     fn parts_show_the_decoded_weights(
         (rows, row, height) in (1usize..9).prop_flat_map(|n| (Just(n), 0..n)).prop_flat_map(|(n, i)| (Just(n), Just(i), 1..=n - i)),
         (groups, group, width) in (1usize..9).prop_flat_map(|n| (Just(n), 0..n)).prop_flat_map(|(n, i)| (Just(n), Just(i), 1..=n - i)),
+        format in any_format(),
         cut in 0usize..32,
     ) {
         // Whole groups, and all the same with a row tail.
-        parts::<Flex>(rows, groups * 32, (row, group * 32), (height, width * 32));
-        parts::<NdArray>(rows, groups * 32, (row, group * 32), (height, width * 32));
+        parts::<Flex>(format, rows, groups * 32, (row, group * 32), (height, width * 32));
+        parts::<NdArray>(format, rows, groups * 32, (row, group * 32), (height, width * 32));
         let cols = groups * 32 - cut;
-        parts::<Flex>(rows, cols, (row, group * 32), (height, (width * 32).min(cols - group * 32)));
-        parts::<NdArray>(rows, cols, (row, cols / 2), (height, cols - cols / 2));
+        parts::<Flex>(format, rows, cols, (row, group * 32), (height, (width * 32).min(cols - group * 32)));
+        parts::<NdArray>(format, rows, cols, (row, cols / 2), (height, cols - cols / 2));
     }
 
     #[test]
-    fn views_show_the_decoded_weights(rows in 1usize..9, cols in 1usize..70) {
-        views::<Flex>(rows, cols);
-        views::<NdArray>(rows, cols);
+    fn views_show_the_decoded_weights(format in any_format(), rows in 1usize..9, cols in 1usize..70) {
+        views::<Flex>(format, rows, cols);
+        views::<NdArray>(format, rows, cols);
     }
 }
 
@@ -219,7 +232,7 @@ fn burns_layers_run_on_codes() {
 
 #[test]
 fn half_precision_inputs_give_half_precision_products() {
-    let (weight, decoded) = coded::<Flex, 2>([33, 70]);
+    let (weight, decoded) = coded::<Flex, 2>(Format::Q8, [33, 70]);
     let x: Tensor<Q<Flex>, 2> = Tensor::random([3, 70], Distribution::Default, &Default::default());
     for dtype in [FloatDType::F16, FloatDType::BF16] {
         let product = x.clone().cast(dtype).matmul(weight.clone().transpose());
@@ -233,13 +246,15 @@ fn half_precision_inputs_give_half_precision_products() {
 
 #[test]
 fn every_backend_decodes_the_same_bits() {
-    fn decoded<B: Backend>() -> TensorData {
+    fn decoded<B: Backend>(format: Format) -> TensorData {
         let values: Vec<f32> = (0..7 * 45).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1e-3).collect();
         let float = Tensor::<B, 2>::from_data(TensorData::new(values, [7, 45]), &Default::default());
-        let coded = QinsTensor::<B>::encode(float.into_primitive().tensor(), Format::Q8).unwrap();
+        let coded = QinsTensor::<B>::encode(float.into_primitive().tensor(), format).unwrap();
         Tensor::<Q<B>, 2>::from_primitive(coded.into_primitive()).dequantize().into_data()
     }
-    assert_eq!(decoded::<Flex>(), decoded::<NdArray>());
+    for &format in Format::ALL {
+        assert_eq!(decoded::<Flex>(format), decoded::<NdArray>(format));
+    }
 }
 
 #[test]
@@ -265,7 +280,7 @@ mod foreign_bytes {
     use qins_backend::QINS_SCHEME;
 
     fn data() -> TensorData {
-        coded::<Flex, 2>([3, 40]).0.into_data()
+        coded::<Flex, 2>(Format::Q8, [3, 40]).0.into_data()
     }
 
     /// Loads as a QINS tensor; the panic carries the error, because Burn's signature has no other way.
@@ -277,7 +292,7 @@ mod foreign_bytes {
 
     #[test]
     fn whole_bytes_load() {
-        let (tensor, decoded) = coded::<Flex, 2>([3, 40]);
+        let (tensor, decoded) = coded::<Flex, 2>(Format::Q8, [3, 40]);
         let loaded = Tensor::<Q<Flex>, 2>::from_data(tensor.transpose().into_data(), &Default::default());
         assert!(is_coded(&loaded));
         assert_same(loaded.dequantize(), decoded.transpose());

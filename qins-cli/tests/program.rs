@@ -142,7 +142,7 @@ fn bad_usage_exits_with_2() {
         assert!(!output.stderr.is_empty());
     }
     let message = run(&["generate", "--ids", "1", "--format", "q99"], directory.path()).stderr;
-    assert!(String::from_utf8(message).unwrap().contains("expected one of q8, f32"));
+    assert!(String::from_utf8(message).unwrap().contains("expected one of q8, f16, bf16, f32"));
 }
 
 #[test]

@@ -13,6 +13,18 @@ pub enum EncodeError {
         /// The value found.
         value: f32,
     },
+    /// The number is beyond what the format can hold.
+    #[error("weight [{row}, {col}] is {value}: beyond the largest number of {format}")]
+    OutOfRange {
+        /// Row of the first such weight, along `out`.
+        row: usize,
+        /// Column of the first such weight, along `in`.
+        col: usize,
+        /// The value found.
+        value: f32,
+        /// The format.
+        format: Format,
+    },
     /// The constants given for the encoding are not a valid header.
     #[error(transparent)]
     Header(#[from] HeaderError),

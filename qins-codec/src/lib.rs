@@ -23,6 +23,7 @@ mod format;
 mod matmul;
 mod matrix;
 mod projective;
+mod raw;
 mod scale;
 mod signed;
 mod weights;
@@ -32,7 +33,6 @@ pub use format::Format;
 pub use matrix::{Decoder, Encoded, Header, Matrix};
 pub use projective::{K_GRID, projective_table};
 pub use scale::{SCALE_STEPS, ZERO_GROUP, scale};
-pub use signed::encode_with;
 pub use weights::{Slice, Weights};
 
 /// Encodes a weight matrix, searching the format's parameters for the least squared error.
@@ -40,9 +40,28 @@ pub use weights::{Slice, Weights};
 /// The result is the same for any number of threads.
 ///
 /// # Errors
-/// [`EncodeError::NotFinite`] names the first NaN or infinite weight by row and column.
+/// [`EncodeError::NotFinite`] names the first NaN or infinite weight by row and column, [`EncodeError::OutOfRange`] the
+/// first that is too large for a 16-bit float.
 pub fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     match format {
         Format::Q8 => signed::encode(format, weights),
+        Format::F16 | Format::Bf16 => raw::encode(format, weights),
+    }
+}
+
+/// Encodes with constants already chosen, for example those of another encoding of the same weights.
+///
+/// Magnitudes beyond the base are clipped to it.
+///
+/// # Errors
+/// As [`encode`], and [`EncodeError::Header`] for an illegal constant.
+///
+/// # Panics
+/// If the header's shape is not that of the weights.
+pub fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
+    assert_eq!((header.rows, header.cols), (weights.rows(), weights.cols()), "header and weights differ in shape");
+    match header.format {
+        Format::Q8 => signed::encode_with(header, weights),
+        Format::F16 | Format::Bf16 => raw::encode(header.format, weights),
     }
 }

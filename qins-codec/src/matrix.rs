@@ -1,9 +1,11 @@
 use crate::{
     Format,
     error::{HeaderError, LayoutError},
+    raw,
     scale::scale,
     signed,
 };
+use std::borrow::Cow;
 
 /// What decoding needs besides the codes: the format, the shape and the constants found by the encoder.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,7 +74,7 @@ impl Encoded {
         self.decoder.header()
     }
 
-    /// One code byte a weight, each row padded with zeros to [`Format::code_bytes`].
+    /// The codes, each row padded with zeros to [`Format::code_bytes`].
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }
@@ -97,7 +99,7 @@ impl Encoded {
 #[derive(Clone)]
 pub struct Decoder {
     header: Header,
-    values: Box<[f32; 256]>,
+    values: Box<[f32]>,
     scales: Box<[f32; 256]>,
 }
 
@@ -106,10 +108,12 @@ impl Decoder {
     pub fn new(header: Header) -> Result<Self, HeaderError> {
         header.validate()?;
         let values = match header.format {
-            Format::Q8 => signed::code_values(header.k),
+            Format::Q8 => Box::from(signed::code_values(header.k)),
+            // Sixteen bits are decoded by arithmetic; see `code_values` for the table.
+            Format::F16 | Format::Bf16 => Box::from([]),
         };
         let scales = Box::new(std::array::from_fn(|code| scale(header.base, code as u8)));
-        Ok(Self { header, values: Box::new(values), scales })
+        Ok(Self { header, values, scales })
     }
 
     /// Format, shape and constants.
@@ -117,12 +121,15 @@ impl Decoder {
         &self.header
     }
 
-    /// `w/s` of every code byte.
-    pub fn values(&self) -> &[f32; 256] {
-        &self.values
+    /// `w/s` of every code: 256 or 65536 values.
+    pub fn values(&self) -> Cow<'_, [f32]> {
+        match self.header.format {
+            Format::Q8 => Cow::Borrowed(&self.values),
+            Format::F16 | Format::Bf16 => (0..=u16::MAX).map(|code| raw::value(self.header.format, code)).collect(),
+        }
     }
 
-    /// The f32 scale of every scale code.
+    /// The f32 scale of every scale code; without meaning where the format has no scales.
     pub fn scales(&self) -> &[f32; 256] {
         &self.scales
     }
@@ -168,7 +175,10 @@ impl<'a> Matrix<'a> {
         assert!(row < rows, "row {row} of a matrix of {rows} rows");
         assert_eq!(out.len(), cols, "a row holds {cols} weights");
         let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
-        let codes = &self.codes[row * code_bytes..][..cols];
+        let codes = &self.codes[row * code_bytes..][..cols * format.code_bits() / 8];
+        if format.is_raw() {
+            return raw::decode(format, codes, out);
+        }
         let scales = &self.scales[row * scale_bytes..][..scale_bytes];
         let groups = out.chunks_mut(format.group()).zip(codes.chunks(format.group()));
         for ((out, codes), &scale_code) in groups.zip(scales) {

@@ -31,17 +31,8 @@ pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, 
     encode_rows(Header { format, rows: weights.rows(), cols: weights.cols(), base, k }, weights, REACH)
 }
 
-/// Encodes with constants already chosen, for example those of another encoding of the same weights.
-///
-/// Magnitudes beyond the base are clipped to it.
-///
-/// # Errors
-/// [`EncodeError::NotFinite`] names the first NaN or infinite weight, [`EncodeError::Header`] an illegal constant.
-///
-/// # Panics
-/// If the header's shape is not that of the weights.
-pub fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
-    assert_eq!((header.rows, header.cols), (weights.rows(), weights.cols()), "header and weights differ in shape");
+/// Encodes with constants already chosen.
+pub(crate) fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     largest_magnitude(weights)?;
     encode_rows(header, weights, REACH_AGAIN)
 }

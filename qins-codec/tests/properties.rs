@@ -94,6 +94,34 @@ fn weights_that_are_not_finite_are_named() {
 }
 
 #[test]
+fn sixteen_bit_floats_are_rounded_to_the_nearest_and_kept_bit_for_bit() {
+    let (rows, cols) = (7, 33);
+    let weights = bell(rows, cols);
+    for (format, rounded) in [
+        (Format::F16, weights.iter().map(|&w| half::f16::from_f32(w).to_f32()).collect::<Vec<_>>()),
+        (Format::Bf16, weights.iter().map(|&w| half::bf16::from_f32(w).to_f32()).collect()),
+    ] {
+        let encoded = encode(format, &Slice::new(&weights, rows, cols)).unwrap();
+        assert_eq!(encoded.matrix().decode(), rounded);
+        assert!(encoded.scales().is_empty() && encoded.codes().len() == rows * 68, "rows are padded to words");
+        let again = encode(format, &Slice::new(&rounded, rows, cols)).unwrap();
+        assert_eq!(again.codes(), encoded.codes());
+        let decoder = Decoder::new(*encoded.header()).unwrap();
+        let values = decoder.values();
+        let first = u16::from_le_bytes([encoded.codes()[0], encoded.codes()[1]]);
+        assert_eq!((values.len(), values[first as usize]), (1 << 16, rounded[0]));
+
+        let product = encoded.matrix().matmul(&weights[..cols], 1);
+        let expected: f32 = weights[..cols].iter().zip(&rounded[cols..]).map(|(a, b)| a * b).sum();
+        assert!((product[1] - expected).abs() < 1e-7);
+    }
+    let error = encode(Format::F16, &Slice::new(&[1.0, 70000.0], 1, 2)).unwrap_err();
+    assert_eq!(error.to_string(), "weight [0, 1] is 70000: beyond the largest number of f16");
+    let error = encode(Format::Bf16, &Slice::new(&[1.0, f32::NAN], 2, 1)).unwrap_err();
+    assert!(matches!(error, EncodeError::NotFinite { row: 1, col: 0, .. }));
+}
+
+#[test]
 fn illegal_headers_are_refused() {
     let header = Header { format: Format::Q8, rows: 2, cols: 3, base: 1.0, k: 0.5 };
     let error = |h| Decoder::new(h).unwrap_err();

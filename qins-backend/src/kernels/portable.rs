@@ -13,8 +13,8 @@ pub(super) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> F
     if rows * cols == 0 {
         return B::float_empty(Shape::new([rows, cols]), &device, dtype);
     }
-    let codes = unpack::<B>(tensor.codes.clone(), rows, format.code_bytes(cols));
-    let scales = unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols));
+    let codes = unpack::<B>(tensor.codes.clone(), rows, format.code_bytes(cols), format.code_bits());
+    let scales = (!format.is_raw()).then(|| unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols), 8));
     look_up(tensor, codes, scales, dtype)
 }
 
@@ -33,9 +33,13 @@ pub(super) fn decode_rows<B: Backend>(
     let code_bytes = format.code_bytes(cols);
     let words = B::int_reshape(tensor.codes.clone(), Shape::new([rows, code_bytes / 4]));
     let words = B::int_select(words, 0, indices.clone());
-    let codes = unpack::<B>(B::int_reshape(words, Shape::new([selected * code_bytes / 4])), selected, code_bytes);
-    let scales = unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols));
-    look_up(tensor, codes, B::int_select(scales, 0, indices), dtype)
+    let words = B::int_reshape(words, Shape::new([selected * code_bytes / 4]));
+    let codes = unpack::<B>(words, selected, code_bytes, format.code_bits());
+    let scales = (!format.is_raw()).then(|| {
+        let all = unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols), 8);
+        B::int_select(all, 0, indices)
+    });
+    look_up(tensor, codes, scales, dtype)
 }
 
 /// Single weights of the encoded matrix: `[n]` for `n` row and column indices.
@@ -47,39 +51,49 @@ pub(crate) fn decode_elements<B: Backend>(
 ) -> FloatTensor<B> {
     let &Header { format, cols: row_length, .. } = tensor.header();
     let device = B::int_device(&tensor.codes);
-    let byte = |words: &IntTensor<B>, row_bytes: usize, col: IntTensor<B>| {
-        let index = B::int_add(B::int_mul_scalar(rows.clone(), (row_bytes as i64).into()), col);
-        let word = B::int_select(words.clone(), 0, B::int_div_scalar(index.clone(), 4i64.into()));
-        let shift = B::int_mul_scalar(B::int_remainder_scalar(index.clone(), 4i64.into()), 8i64.into());
+    let code = |words: &IntTensor<B>, row_bytes: usize, bits: usize, col: IntTensor<B>| {
+        let (row_codes, word_codes) = ((row_bytes * 8 / bits) as i64, (32 / bits) as i64);
+        let index = B::int_add(B::int_mul_scalar(rows.clone(), row_codes.into()), col);
+        let word = B::int_select(words.clone(), 0, B::int_div_scalar(index.clone(), word_codes.into()));
+        let place = B::int_remainder_scalar(index.clone(), word_codes.into());
+        let shift = B::int_mul_scalar(place, (bits as i64).into());
         let shifted = B::bitwise_right_shift(word, B::int_cast(shift, IntDType::U32));
         let int = get_device_settings::<B>(&device).int_dtype;
-        B::int_cast(B::bitwise_and_scalar(shifted, 0xFFu32.into()), int)
+        B::int_cast(B::bitwise_and_scalar(shifted, mask(bits).into()), int)
     };
+    let codes = code(&tensor.codes, format.code_bytes(row_length), format.code_bits(), cols.clone());
+    let values = entries::<B>(&tensor.decoder.values(), codes, &device);
+    if format.is_raw() {
+        return B::float_cast(values, dtype);
+    }
     let group = B::int_div_scalar(cols.clone(), (format.group() as i64).into());
-    let codes = byte(&tensor.codes, format.code_bytes(row_length), cols.clone());
-    let scales = byte(&tensor.scales, format.scale_bytes(row_length), group);
-    let values = entries::<B>(tensor.decoder.values(), codes, &device);
+    let scales = code(&tensor.scales, format.scale_bytes(row_length), 8, group);
     B::float_cast(B::float_mul(entries::<B>(tensor.decoder.scales(), scales, &device), values), dtype)
 }
 
-/// Words of four bytes to one integer a byte: `[rows, bytes a row]`.
-fn unpack<B: Backend>(words: IntTensor<B>, rows: usize, bytes: usize) -> IntTensor<B> {
-    let n = words.shape()[0];
-    let int = get_device_settings::<B>(&B::int_device(&words)).int_dtype;
-    let words = B::int_reshape(words, Shape::new([n, 1]));
-    let byte = |i: u32| {
-        let shifted = B::bitwise_right_shift_scalar(words.clone(), (8 * i).into());
-        B::int_cast(B::bitwise_and_scalar(shifted, 0xFFu32.into()), int)
-    };
-    let all = B::int_reshape(B::int_cat((0..4).map(byte).collect(), 1), Shape::new([n * 4]));
-    B::int_reshape(B::int_slice(all, &[Slice::from(0..rows * bytes)]), Shape::new([rows, bytes]))
+/// The lowest `bits` bits.
+fn mask(bits: usize) -> u32 {
+    u32::MAX >> (32 - bits)
 }
 
-/// `scale * value` for codes `[n, code bytes]` and scale codes `[n, groups]`.
+/// Words to one integer a code of `bits` bits: `[rows, codes a row]`.
+fn unpack<B: Backend>(words: IntTensor<B>, rows: usize, row_bytes: usize, bits: usize) -> IntTensor<B> {
+    let (n, word_codes, row_codes) = (words.shape()[0], 32 / bits, row_bytes * 8 / bits);
+    let int = get_device_settings::<B>(&B::int_device(&words)).int_dtype;
+    let words = B::int_reshape(words, Shape::new([n, 1]));
+    let code = |i: usize| {
+        let shifted = B::bitwise_right_shift_scalar(words.clone(), ((bits * i) as u32).into());
+        B::int_cast(B::bitwise_and_scalar(shifted, mask(bits).into()), int)
+    };
+    let all = B::int_reshape(B::int_cat((0..word_codes).map(code).collect(), 1), Shape::new([n * word_codes]));
+    B::int_reshape(B::int_slice(all, &[Slice::from(0..rows * row_codes)]), Shape::new([rows, row_codes]))
+}
+
+/// `scale * value` for codes `[n, codes a row]` and scale codes `[n, groups]`, where there are any.
 fn look_up<B: Backend>(
     tensor: &QinsTensor<B>,
     codes: IntTensor<B>,
-    scales: IntTensor<B>,
+    scales: Option<IntTensor<B>>,
     dtype: FloatDType,
 ) -> FloatTensor<B> {
     let &Header { format, cols, .. } = tensor.header();
@@ -87,7 +101,8 @@ fn look_up<B: Backend>(
     let (n, groups) = (codes.shape()[0], format.groups(cols));
 
     let codes = B::int_slice(codes, &[Slice::from(0..n), Slice::from(0..cols)]);
-    let values = entries::<B>(tensor.decoder.values(), codes, &device);
+    let values = entries::<B>(&tensor.decoder.values(), codes, &device);
+    let Some(scales) = scales else { return B::float_cast(values, dtype) };
     let scales = B::float_reshape(entries::<B>(tensor.decoder.scales(), scales, &device), Shape::new([n, groups, 1]));
     let scales = B::float_expand(scales, Shape::new([n, groups, format.group()]));
     let scales = B::float_reshape(scales, Shape::new([n, groups * format.group()]));
@@ -96,9 +111,9 @@ fn look_up<B: Backend>(
 }
 
 /// `table[index]`, with the shape of `indices`.
-fn entries<B: Backend>(table: &[f32; 256], indices: IntTensor<B>, device: &Device<B>) -> FloatTensor<B> {
+fn entries<B: Backend>(table: &[f32], indices: IntTensor<B>, device: &Device<B>) -> FloatTensor<B> {
     let shape = indices.shape();
-    let table = B::float_from_data(TensorData::new(table.to_vec(), [256]), device);
+    let table = B::float_from_data(TensorData::new(table.to_vec(), [table.len()]), device);
     let flat = B::int_reshape(indices, Shape::new([shape.num_elements()]));
     B::float_reshape(B::float_select(table, 0, flat), shape)
 }
