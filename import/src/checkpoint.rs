@@ -1,13 +1,15 @@
 use crate::ImportError;
+use bytes::Bytes;
 use memmap2::Mmap;
-use qins_codec::Weights;
+use qins_codec::{EncodeError, Format, Weights};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::File,
-    ops::{Deref, Range},
+    ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// An open checkpoint of one or several safetensors files: headers read and checked, tensors mapped.
@@ -24,25 +26,11 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
+    /// The whole file.
     bytes: Bytes,
-}
-
-/// A whole safetensors file.
-#[derive(Debug)]
-enum Bytes {
-    Mapped(Mmap),
-    Static(&'static [u8]),
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Static(bytes) => bytes,
-        }
-    }
+    /// What `bytes` shows, if that is a file.
+    map: Option<Arc<Mmap>>,
+    metadata: HashMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -52,6 +40,17 @@ struct Entry {
     shape: Vec<usize>,
     /// In the shard.
     bytes: Range<usize>,
+}
+
+impl Shard {
+    fn forget(&self, part: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map {
+            // SAFETY: the map is of a file and read-only, so that pages dropped hold nothing that the file does not; they
+            // are read again when touched. A failure only leaves them in memory.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len()) };
+        }
+    }
 }
 
 /// `model.safetensors.index.json`.
@@ -83,10 +82,10 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// A safetensors file that is part of the program; `path` is what errors call it.
-    pub fn from_static(bytes: &'static [u8], path: &Path) -> Result<Self, ImportError> {
+    /// A safetensors file in memory, for example a part of the program; `path` is what errors call it.
+    pub fn from_bytes(bytes: impl Into<Bytes>, path: &Path) -> Result<Self, ImportError> {
         let mut checkpoint = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add_shard(path.to_owned(), Bytes::Static(bytes))?;
+        checkpoint.add_shard(path.to_owned(), (bytes.into(), None))?;
         Ok(checkpoint)
     }
 
@@ -123,7 +122,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn add_shard(&mut self, path: PathBuf, bytes: Bytes) -> Result<(), ImportError> {
+    fn add_shard(&mut self, path: PathBuf, (bytes, map): (Bytes, Option<Arc<Mmap>>)) -> Result<(), ImportError> {
         let (header, metadata) =
             SafeTensors::read_metadata(&bytes).map_err(|source| ImportError::Header { file: path.clone(), source })?;
         let data = size_of::<u64>() + header;
@@ -139,7 +138,8 @@ impl Checkpoint {
                 return Err(ImportError::Index { file: path, reason });
             }
         }
-        self.shards.push(Shard { path, bytes });
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        self.shards.push(Shard { path, bytes, map, metadata });
         Ok(())
     }
 
@@ -158,9 +158,53 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// The 16-bit float that loses nothing of these weights, or, where they have more bits, the finer one, which holds
+    /// numbers up to 65504: what to keep embeddings in.
+    pub fn half_format(&self) -> Format {
+        let has_bf16 = self.tensors.values().any(|entry| entry.dtype == Dtype::BF16);
+        if has_bf16 { Format::Bf16 } else { Format::F16 }
+    }
+
     /// Bytes of all tensors.
     pub fn bytes(&self) -> usize {
         self.tensors.values().map(|entry| entry.bytes.len()).sum()
+    }
+
+    /// Paths and bytes of the files.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.shards.iter().map(|shard| (shard.path.as_path(), &shard.bytes[..]))
+    }
+
+    /// An entry of the metadata of a file, the first that has it.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
+        self.shards.iter().find_map(|shard| shard.metadata.get(key)).map(String::as_str)
+    }
+
+    /// Type and bytes of a tensor of any type.
+    pub(crate) fn raw(&self, name: &str) -> Option<(Dtype, &[u8])> {
+        let entry = self.tensors.get(name)?;
+        Some((entry.dtype, &self.shards[entry.shard].bytes[entry.bytes.clone()]))
+    }
+
+    /// Bytes of a tensor of any type, without a copy.
+    pub(crate) fn shared(&self, name: &str) -> Option<Bytes> {
+        let entry = self.tensors.get(name)?;
+        Some(self.shards[entry.shard].bytes.slice(entry.bytes.clone()))
+    }
+
+    /// Lets go of a tensor's pages, which are read from the file again if need be.
+    pub(crate) fn forget(&self, name: &str) {
+        if let Some(entry) = self.tensors.get(name) {
+            self.shards[entry.shard].forget(entry.bytes.clone());
+        }
+    }
+
+    /// The same for a part of the file at `path`.
+    pub(crate) fn forget_bytes(&self, path: &Path, part: &[u8]) {
+        if let Some(shard) = self.shards.iter().find(|shard| shard.path == path) {
+            let start = part.as_ptr() as usize - shard.bytes.as_ptr() as usize;
+            shard.forget(start..start + part.len());
+        }
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
@@ -188,14 +232,24 @@ impl Checkpoint {
     }
 }
 
-fn map(path: &Path) -> Result<Bytes, ImportError> {
+fn map(path: &Path) -> Result<(Bytes, Option<Arc<Mmap>>), ImportError> {
     let open_error = |source| ImportError::Open { file: path.to_owned(), source };
     let file = File::open(path).map_err(open_error)?;
     // SAFETY: the map is read-only and private to this process. Another process that shortened the file would end this
     // one with SIGBUS, as the documentation of `Checkpoint` says; bytes that change under us are at worst wrong weights,
     // because every length comes from the header, which is read once.
     let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
-    Ok(Bytes::Mapped(map))
+    let map = Arc::new(map);
+    Ok((Bytes::from_owner(SharedMap(map.clone())), Some(map)))
+}
+
+/// Lets tensors keep the file mapped.
+struct SharedMap(Arc<Mmap>);
+
+impl AsRef<[u8]> for SharedMap {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -224,6 +278,46 @@ impl CheckpointTensor<'_> {
     /// Bytes in the file.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// As they are in the file.
+    pub(crate) fn raw_bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    /// Safetensors' name of the type.
+    pub fn dtype_name(&self) -> &'static str {
+        match self.element {
+            Element::F32 => "F32",
+            Element::F16 => "F16",
+            Element::Bf16 => "BF16",
+        }
+    }
+
+    /// The format that keeps its bits, if it has 16 of them.
+    pub(crate) fn half_format(&self) -> Option<Format> {
+        match self.element {
+            Element::F32 => None,
+            Element::F16 => Some(Format::F16),
+            Element::Bf16 => Some(Format::Bf16),
+        }
+    }
+
+    /// Rows and columns as [`Weights`].
+    pub(crate) fn matrix_shape(&self) -> [usize; 2] {
+        [self.rows(), self.cols()]
+    }
+
+    /// Fails at the first value that is NaN or infinite.
+    pub(crate) fn require_finite(&self) -> Result<(), EncodeError> {
+        let mut values = vec![0.0; self.cols()];
+        for row in 0..self.rows() {
+            self.read_row(row, &mut values);
+            if let Some(col) = values.iter().position(|value| !value.is_finite()) {
+                return Err(EncodeError::NotFinite { row, col, value: values[col] });
+            }
+        }
+        Ok(())
     }
 
     /// All values, row-major.

@@ -75,6 +75,76 @@ pub enum ImportError {
         /// The type in the file.
         found: Dtype,
     },
+    /// The output is there already.
+    #[error("{} exists: force to replace it", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// Another process writes the same output.
+    #[error("{}: another conversion is writing here", path.display())]
+    Busy {
+        /// Its journal.
+        path: PathBuf,
+    },
+    /// The disk is too full.
+    #[error("{}: {needed} bytes needed, {available} free", directory.display())]
+    NoSpace {
+        /// Where the output would be.
+        directory: PathBuf,
+        /// Bytes to write.
+        needed: u64,
+        /// Bytes free.
+        available: u64,
+    },
+    /// The output cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A container's parts do not fit together.
+    #[error("{}: {reason}", file.display())]
+    Container {
+        /// The file.
+        file: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A container of a version that this program does not know.
+    #[error("{}: container of version {found}: this program reads up to version {supported}", file.display())]
+    NewerContainer {
+        /// The file.
+        file: PathBuf,
+        /// Its version.
+        found: u64,
+        /// The latest that is read.
+        supported: u32,
+    },
+    /// A tensor's bytes are not those that were written.
+    #[error("{}: {tensor}: expected SHA-256 {expected}, found {found}", file.display())]
+    Checksum {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// As written.
+        expected: String,
+        /// As read.
+        found: String,
+    },
+    /// A file is not the one that the container was made of.
+    #[error("{}: expected SHA-256 {expected}, as the container was made of, found {found}", file.display())]
+    Source {
+        /// The file.
+        file: PathBuf,
+        /// When the container was made.
+        expected: String,
+        /// Now.
+        found: String,
+    },
     /// A tensor cannot be encoded.
     #[error("{}: {tensor}: {source}", file.display())]
     Encode {

@@ -8,9 +8,11 @@
 //! Linear layers must have `LinearLayout::Row`, Burn's default.
 
 mod checkpoint;
+pub mod container;
 mod error;
 mod load;
 
 pub use checkpoint::{Checkpoint, CheckpointTensor};
+pub use container::Container;
 pub use error::ImportError;
-pub use load::{Progress, load, load_encoded};
+pub use load::{Progress, load, load_container, load_encoded, plan};

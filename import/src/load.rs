@@ -1,11 +1,18 @@
-use crate::{Checkpoint, CheckpointTensor, ImportError};
+use crate::{
+    Checkpoint, CheckpointTensor, Container, ImportError,
+    container::{Planned, Stored},
+};
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{Tensor, TensorData, backend::Backend},
+    tensor::{AllocationProperty, Bytes, Tensor, TensorData, backend::Backend},
 };
 use qins_backend::{ParamPath, Policy, Qins, QinsTensor};
-use qins_codec::{EncodeError, Weights};
-use std::{collections::BTreeSet, marker::PhantomData};
+use qins_codec::{Decoder, Format, Header, Weights};
+use std::{
+    collections::BTreeSet,
+    marker::PhantomData,
+    path::{Path, PathBuf},
+};
 
 /// How far loading is: told after each tensor.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +32,7 @@ pub fn load<B: Backend, M: Module<B>>(
     checkpoint: &Checkpoint,
     on_progress: impl FnMut(Progress<'_>),
 ) -> Result<M, ImportError> {
-    run::<B, M, Float>(module, checkpoint, &Float, on_progress)
+    run::<B, M, _>(module, &Floats(checkpoint), on_progress)
 }
 
 /// Loads a module, encoding what the policy says row by row from the mapped file: no float copy of an encoded weight is
@@ -39,66 +46,231 @@ pub fn load_encoded<B: Backend, M: Module<Qins<B>>>(
     policy: &Policy,
     on_progress: impl FnMut(Progress<'_>),
 ) -> Result<M, ImportError> {
-    run::<Qins<B>, M, Policy>(module, checkpoint, policy, on_progress)
+    run::<Qins<B>, M, _>(module, &Encoding { checkpoint, policy }, on_progress)
 }
 
-/// Makes a parameter's tensor of a checkpoint's.
+/// Loads a module from a container. On backends of the host's memory codes stay in the mapped file; matrices of 16-bit
+/// floats are kept in 16 bits, and decoded where they are used.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_container<B: Backend, M: Module<Qins<B>>>(
+    module: M,
+    container: &Container,
+    on_progress: impl FnMut(Progress<'_>),
+) -> Result<M, ImportError> {
+    run::<Qins<B>, M, _>(module, container, on_progress)
+}
+
+/// What the parameters of a module shall become in a container, by their names in the checkpoint.
+///
+/// # Errors
+/// As [`load`]: names and shapes are compared.
+pub fn plan<B: Backend, M: Module<B>>(
+    module: &M,
+    checkpoint: &Checkpoint,
+    policy: &Policy,
+) -> Result<Vec<Planned>, ImportError> {
+    let mut parameters = Parameters { path: ParamPath::default(), found: Vec::new(), policy: Some(policy) };
+    module.visit(&mut parameters);
+    let found = parameters.found;
+    compare(&found, checkpoint)?;
+    Ok(found.into_iter().map(|Parameter { name, format, .. }| Planned { name, format }).collect())
+}
+
+/// Where tensors come from.
+trait Tensors {
+    /// What errors call it.
+    fn path(&self) -> &Path;
+    fn file_of(&self, name: &str) -> PathBuf;
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
+    /// `None` if there is no such tensor.
+    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>>;
+}
+
+/// Makes parameters of tensors.
 trait Place<B: Backend> {
+    /// What there is.
+    fn tensors(&self) -> &dyn Tensors;
+
+    /// The parameter, and how many bytes of the file it is.
     fn place<const D: usize>(
         &self,
-        tensor: CheckpointTensor<'_>,
+        name: &str,
         parameter: &ParamPath,
         device: &B::Device,
-    ) -> Result<Tensor<B, D>, EncodeError>;
+    ) -> Result<(Tensor<B, D>, usize), ImportError>;
 }
 
-struct Float;
+impl Tensors for Checkpoint {
+    fn path(&self) -> &Path {
+        self.path()
+    }
 
-impl<B: Backend> Place<B> for Float {
-    fn place<const D: usize>(
-        &self,
-        tensor: CheckpointTensor<'_>,
-        parameter: &ParamPath,
-        device: &B::Device,
-    ) -> Result<Tensor<B, D>, EncodeError> {
-        // Moved to Burn's order, not viewed in it: products with strided weights are many times slower on the CPU.
-        let data = if parameter.is_linear_weight() {
-            TensorData::new(tensor.to_f32_transposed(), [tensor.cols(), tensor.rows()])
-        } else {
-            TensorData::new(tensor.to_f32(), tensor.shape().to_vec())
-        };
-        Ok(Tensor::from_data(data, device))
+    fn file_of(&self, name: &str) -> PathBuf {
+        self.file_of(name)
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.names())
+    }
+
+    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>> {
+        self.contains(name).then(|| Ok(self.tensor(name)?.shape().to_vec()))
     }
 }
 
-impl<B: Backend> Place<Qins<B>> for Policy {
+impl Tensors for Container {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn file_of(&self, _name: &str) -> PathBuf {
+        self.path().to_owned()
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.names())
+    }
+
+    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>> {
+        Some(Ok(self.manifest().tensors.get(name)?.shape.clone()))
+    }
+}
+
+struct Floats<'a>(&'a Checkpoint);
+
+struct Encoding<'a> {
+    checkpoint: &'a Checkpoint,
+    policy: &'a Policy,
+}
+
+/// A parameter in f32. A linear weight is moved to Burn's order, not viewed in it: products with strided weights are many
+/// times slower on the CPU.
+fn float<B: Backend, const D: usize>(
+    tensor: CheckpointTensor<'_>,
+    parameter: &ParamPath,
+    device: &B::Device,
+) -> Tensor<B, D> {
+    let data = if parameter.is_linear_weight() {
+        TensorData::new(tensor.to_f32_transposed(), [tensor.cols(), tensor.rows()])
+    } else {
+        TensorData::new(tensor.to_f32(), tensor.shape().to_vec())
+    };
+    Tensor::from_data(data, device)
+}
+
+/// A parameter of a coded matrix `[out, in]`.
+fn coded<B: Backend, const D: usize>(matrix: QinsTensor<B>, parameter: &ParamPath) -> Tensor<Qins<B>, D> {
+    let tensor = if parameter.is_linear_weight() { matrix.transpose() } else { matrix };
+    Tensor::from_primitive(tensor.into_primitive())
+}
+
+impl<B: Backend> Place<B> for Floats<'_> {
+    fn tensors(&self) -> &dyn Tensors {
+        self.0
+    }
+
     fn place<const D: usize>(
         &self,
-        tensor: CheckpointTensor<'_>,
+        name: &str,
         parameter: &ParamPath,
         device: &B::Device,
-    ) -> Result<Tensor<Qins<B>, D>, EncodeError> {
-        let Some(format) = self.format(parameter) else {
-            return Place::<Qins<B>>::place(&Float, tensor, parameter, device);
+    ) -> Result<(Tensor<B, D>, usize), ImportError> {
+        let tensor = self.0.tensor(name)?;
+        Ok((float(tensor, parameter, device), tensor.bytes()))
+    }
+}
+
+impl<B: Backend> Place<Qins<B>> for Encoding<'_> {
+    fn tensors(&self) -> &dyn Tensors {
+        self.checkpoint
+    }
+
+    fn place<const D: usize>(
+        &self,
+        name: &str,
+        parameter: &ParamPath,
+        device: &B::Device,
+    ) -> Result<(Tensor<Qins<B>, D>, usize), ImportError> {
+        let tensor = self.checkpoint.tensor(name)?;
+        let placed = match self.policy.format(parameter) {
+            Some(format) => {
+                let encoded = qins_codec::encode(format, &tensor).map_err(|source| ImportError::Encode {
+                    file: self.checkpoint.file_of(name),
+                    tensor: name.to_owned(),
+                    source,
+                })?;
+                coded(QinsTensor::from_encoded(encoded, device), parameter)
+            }
+            None => float(tensor, parameter, device),
         };
-        let encoded = QinsTensor::from_encoded(qins_codec::encode(format, &tensor)?, device);
-        let encoded = if parameter.is_linear_weight() { encoded.transpose() } else { encoded };
-        Ok(Tensor::from_primitive(encoded.into_primitive()))
+        Ok((placed, tensor.bytes()))
+    }
+}
+
+impl<B: Backend> Place<Qins<B>> for Container {
+    fn tensors(&self) -> &dyn Tensors {
+        self
+    }
+
+    fn place<const D: usize>(
+        &self,
+        name: &str,
+        parameter: &ParamPath,
+        device: &B::Device,
+    ) -> Result<(Tensor<Qins<B>, D>, usize), ImportError> {
+        let words = |bytes: bytes::Bytes, n: usize| {
+            Bytes::from_shared(bytes.slice(..n.next_multiple_of(4)), AllocationProperty::File)
+        };
+        let tensor = self.tensor(name).expect("compared with the module before");
+        let (header, bytes, matrix) = match tensor {
+            Stored::Coded(header, codes, scales) => {
+                let [shared_codes, shared_scales] = self.shared(name).expect("a coded tensor");
+                let decoder = Decoder::new(header).expect("checked when opened");
+                let parts = (words(shared_codes, header.code_bytes()), words(shared_scales, header.scale_bytes()));
+                (header, codes.len() + scales.len(), QinsTensor::from_bytes(decoder, parts.0, parts.1, device))
+            }
+            Stored::Plain(plain) => {
+                let Some(format) = plain.half_format().filter(|_| D == 2) else {
+                    return Ok((float(plain, parameter, device), plain.bytes()));
+                };
+                let header = Header { format, rows: plain.rows(), cols: plain.cols(), base: 1.0, k: 0.0 };
+                let shared = self.shared_plain(name).expect("a plain tensor");
+                let in_place = shared.len() == header.code_bytes() && (shared.as_ptr() as usize).is_multiple_of(4);
+                let matrix = match Decoder::new(header) {
+                    Ok(decoder) if in_place => {
+                        let nothing = words(bytes::Bytes::new(), 0);
+                        QinsTensor::from_bytes(decoder, words(shared, header.code_bytes()), nothing, device)
+                    }
+                    // Rows of an odd number of weights are not whole words.
+                    _ => {
+                        let encoded = qins_codec::encode(format, &plain).map_err(|source| ImportError::Encode {
+                            file: self.path().to_owned(),
+                            tensor: name.to_owned(),
+                            source,
+                        })?;
+                        Ok(QinsTensor::from_encoded(encoded, device))
+                    }
+                };
+                (header, plain.bytes(), matrix)
+            }
+        };
+        let matrix = matrix.unwrap_or_else(|error| unreachable!("{header:?} was checked when opened: {error}"));
+        Ok((coded(matrix, parameter), bytes))
     }
 }
 
 fn run<B: Backend, M: Module<B>, P: Place<B>>(
     module: M,
-    checkpoint: &Checkpoint,
-    place: &P,
+    source: &P,
     on_progress: impl FnMut(Progress<'_>),
 ) -> Result<M, ImportError> {
-    let mut parameters = Parameters { path: ParamPath::default(), found: Vec::new() };
+    let mut parameters = Parameters { path: ParamPath::default(), found: Vec::new(), policy: None };
     module.visit(&mut parameters);
-    compare(&parameters.found, checkpoint)?;
+    compare(&parameters.found, source.tensors())?;
 
-    let mut loader =
-        Loader { path: ParamPath::default(), checkpoint, place, on_progress, error: None, backend: PhantomData::<B> };
+    let mut loader = Loader { path: ParamPath::default(), source, on_progress, error: None, backend: PhantomData::<B> };
     let module = module.map(&mut loader);
     loader.error.map_or(Ok(module), Err)
 }
@@ -121,40 +293,46 @@ fn in_checkpoint(path: &ParamPath, mut shape: Vec<usize>) -> (String, Vec<usize>
 }
 
 /// Every parameter against the header.
-fn compare(parameters: &[(String, Vec<usize>)], checkpoint: &Checkpoint) -> Result<(), ImportError> {
-    let file = || checkpoint.path().to_owned();
-    let missing: Vec<_> =
-        parameters.iter().filter(|(name, _)| !checkpoint.contains(name)).map(|(name, _)| name.clone()).collect();
+fn compare(parameters: &[Parameter], tensors: &dyn Tensors) -> Result<(), ImportError> {
+    let file = || tensors.path().to_owned();
+    let mut missing = Vec::new();
+    for Parameter { name, shape: expected, .. } in parameters {
+        match tensors.shape(name).transpose()? {
+            None => missing.push(name.clone()),
+            Some(found) if found != *expected => {
+                let (tensor, expected) = (name.clone(), expected.clone());
+                return Err(ImportError::Shape { file: tensors.file_of(name), tensor, expected, found });
+            }
+            Some(_) => (),
+        }
+    }
     if !missing.is_empty() {
         return Err(ImportError::Missing { file: file(), names: missing });
     }
-    let known: BTreeSet<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
-    let extra: Vec<_> = checkpoint.names().filter(|name| !known.contains(name)).map(str::to_owned).collect();
+    let known: BTreeSet<&str> = parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+    let extra: Vec<_> = tensors.names().filter(|name| !known.contains(name)).map(str::to_owned).collect();
     if !extra.is_empty() {
         return Err(ImportError::Extra { file: file(), names: extra });
-    }
-    for (name, expected) in parameters {
-        let tensor = checkpoint.tensor(name)?;
-        if tensor.shape() != expected {
-            let (tensor, found) = (name.clone(), tensor.shape().to_vec());
-            return Err(ImportError::Shape {
-                file: checkpoint.file_of(name),
-                tensor,
-                expected: expected.clone(),
-                found,
-            });
-        }
     }
     Ok(())
 }
 
-/// Collects names and shapes without initialising a parameter.
-struct Parameters {
-    path: ParamPath,
-    found: Vec<(String, Vec<usize>)>,
+/// A parameter as the checkpoint should have it.
+struct Parameter {
+    name: String,
+    shape: Vec<usize>,
+    /// Of the policy, if that was asked.
+    format: Option<Format>,
 }
 
-impl<B: Backend> ModuleVisitor<B> for Parameters {
+/// Collects names and shapes without initialising a parameter.
+struct Parameters<'a> {
+    path: ParamPath,
+    found: Vec<Parameter>,
+    policy: Option<&'a Policy>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for Parameters<'_> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.enter(name, container_type);
     }
@@ -164,14 +342,15 @@ impl<B: Backend> ModuleVisitor<B> for Parameters {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        self.found.push(in_checkpoint(&self.path, param.lazy_shape().to_vec()));
+        let (name, shape) = in_checkpoint(&self.path, param.lazy_shape().to_vec());
+        let format = self.policy.and_then(|policy| policy.format(&self.path));
+        self.found.push(Parameter { name, shape, format });
     }
 }
 
 struct Loader<'a, B, P, F> {
     path: ParamPath,
-    checkpoint: &'a Checkpoint,
-    place: &'a P,
+    source: &'a P,
     on_progress: F,
     error: Option<ImportError>,
     backend: PhantomData<B>,
@@ -191,17 +370,9 @@ impl<B: Backend, P: Place<B>, F: FnMut(Progress<'_>)> ModuleMapper<B> for Loader
             return param;
         }
         let (name, _) = in_checkpoint(&self.path, Vec::new());
-        let placed = self.checkpoint.tensor(&name).and_then(|tensor| {
-            let placed = self.place.place(tensor, &self.path, &param.lazy_device());
-            (self.on_progress)(Progress { tensor: &name, bytes: tensor.bytes() });
-            placed.map_err(|source| ImportError::Encode {
-                file: self.checkpoint.file_of(&name),
-                tensor: name.clone(),
-                source,
-            })
-        });
-        match placed {
-            Ok(tensor) => {
+        match self.source.place(&name, &self.path, &param.lazy_device()) {
+            Ok((tensor, bytes)) => {
+                (self.on_progress)(Progress { tensor: &name, bytes });
                 let id = param.id;
                 param.transform_for_load(tensor, id)
             }

@@ -7,6 +7,7 @@ use burn::{
 };
 use burn_backend::{Backend, TensorMetadata};
 use qins_codec::{EncodeError, Format, Slice, encode};
+use std::fmt;
 
 /// Which weights get which format. Biases and norms stay in float.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +56,14 @@ impl Policy {
         let mut encoder = ModuleEncoder { policy: self, path: ParamPath::default(), error: None };
         let module = module.map(&mut encoder);
         encoder.error.map_or(Ok(module), Err)
+    }
+}
+
+/// As containers record it.
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "linear={}", self.linear)?;
+        self.embedding.map_or(Ok(()), |format| write!(f, " embedding={format}"))
     }
 }
 

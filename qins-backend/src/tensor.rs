@@ -1,10 +1,10 @@
 use crate::{Qins, kernels, view::View};
 use burn_backend::{
-    Backend, DType, FloatDType, QTensorPrimitive, Shape, Slice, TensorData, TensorMetadata, TensorPrimitive,
+    Backend, Bytes, DType, FloatDType, QTensorPrimitive, Shape, Slice, TensorData, TensorMetadata, TensorPrimitive,
     quantization::{QuantLevel, QuantMode, QuantParam, QuantScheme, QuantStore, QuantValue},
     tensor::{Device, FloatTensor, IntTensor},
 };
-use qins_codec::{Decoder, EncodeError, Encoded, Format, Header, Weights, encode, encode_with};
+use qins_codec::{Decoder, EncodeError, Encoded, Format, Header, LayoutError, Weights, encode, encode_with};
 use std::sync::Arc;
 
 /// The scheme that QINS tensors report.
@@ -74,6 +74,30 @@ impl<B: Backend> QinsTensor<B> {
         let &Header { rows, cols, .. } = encoded.header();
         let (decoder, codes, scales) = encoded.into_parts();
         Self::new(Arc::new(decoder), &codes, &scales, View::new(vec![rows, cols]), device)
+    }
+
+    /// A tensor `[out, in]` of codes and scale codes that lie elsewhere, for example in a mapped file: backends of the
+    /// host's memory read them there, and nothing is copied.
+    ///
+    /// # Errors
+    /// If the lengths are not the header's, rounded up to words of four bytes.
+    pub fn from_bytes(decoder: Decoder, codes: Bytes, scales: Bytes, device: &Device<B>) -> Result<Self, LayoutError> {
+        let &header = decoder.header();
+        let Header { format, rows, cols, .. } = header;
+        let words = |part, bytes: Bytes, expected: usize| {
+            let expected = expected.next_multiple_of(4);
+            if bytes.len() != expected {
+                return Err(LayoutError { part, format, rows, cols, expected, found: bytes.len() });
+            }
+            let words = TensorData::from_bytes(bytes, [expected / 4], DType::U32);
+            Ok(B::int_from_data(words, device))
+        };
+        let codes = words("codes", codes, header.code_bytes())?;
+        let scales = match header.scale_bytes() {
+            0 => B::int_from_data(TensorData::new(vec![0u32], [1]), device),
+            bytes => words("scales", scales, bytes)?,
+        };
+        Ok(Self { codes, scales, decoder: Arc::new(decoder), view: View::new(vec![rows, cols]) })
     }
 
     pub(crate) fn new(decoder: Arc<Decoder>, codes: &[u8], scales: &[u8], view: View, device: &Device<B>) -> Self {

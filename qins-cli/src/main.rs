@@ -20,6 +20,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Encode a Hugging Face directory into a container
+    Convert(commands::convert::Args),
+    /// Decode a container into a Hugging Face directory
+    Export(commands::export::Args),
+    /// Show a model's tensors, formats and sizes
+    Inspect(commands::inspect::Args),
+    /// Check a container's structure and checksums
+    Verify(commands::verify::Args),
     /// Continue a text, or a sequence of token ids
     Generate(commands::generate::Args),
     /// Talk with a model
@@ -32,6 +40,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Convert(args) => commands::convert::run(args),
+        Command::Export(args) => commands::export::run(args),
+        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Verify(args) => commands::verify::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Chat(args) => commands::chat::run(args),
         Command::Logits(args) => commands::logits::run(args),

@@ -1,14 +1,14 @@
 //! From `<model>`, `--backend` and `--format` to a loaded model of the right type.
 
 use crate::source::Source;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::Phi3;
 use qins_backend::Policy;
 use qins_codec::Format;
-use qins_import::{Progress, load, load_encoded};
+use qins_import::{Checkpoint, Progress, load, load_container, load_encoded};
 use std::{str::FromStr, time::Instant};
 
 #[cfg(not(any(feature = "flex", feature = "ndarray")))]
@@ -22,13 +22,20 @@ pub struct ModelArgs {
     /// What computes
     #[arg(long, value_enum, default_value_t = BackendName::default())]
     backend: BackendName,
-    /// How linear weights are held in memory: f32, or encoded on the fly: q8
-    #[arg(long, default_value = "f32")]
-    format: Storage,
+    /// How the weights of a Hugging Face directory are held in memory: f32, or encoded on the fly: q8, f16, bf16
+    /// [default: f32]
+    #[arg(long)]
+    format: Option<Storage>,
     /// Threads [default: one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
 }
+
+/// A backend for what computes nothing.
+#[cfg(feature = "flex")]
+pub type AnyBackend = burn_flex::Flex;
+#[cfg(not(feature = "flex"))]
+pub type AnyBackend = burn_ndarray::NdArray;
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 enum BackendName {
@@ -69,9 +76,7 @@ pub trait Run {
 impl ModelArgs {
     /// Loads the model and runs `task` on it.
     pub fn run<R: Run>(&self, task: R) -> Result<R::Output> {
-        if let Some(threads) = self.threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
-        }
+        use_threads(self.threads)?;
         match self.backend {
             #[cfg(feature = "flex")]
             BackendName::Flex => self.run_on::<burn_flex::Flex, R>(task),
@@ -83,18 +88,28 @@ impl ModelArgs {
     fn run_on<B: Backend, R: Run>(&self, task: R) -> Result<R::Output> {
         let start = Instant::now();
         let config = self.model.config()?;
+        let device = Default::default();
+        if let Some(container) = self.model.container()? {
+            if self.format.is_some() {
+                bail!("{}: a container is encoded already: leave --format out", self.model);
+            }
+            let bar = progress_bar(container.bytes());
+            let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
+            let model = load_container::<B, _>(config.init(&device)?, &container, on_progress)?;
+            bar.finish_and_clear();
+            return task.run(&model, start.elapsed().as_secs_f64());
+        }
         let checkpoint = self.model.checkpoint()?;
         let bar = progress_bar(checkpoint.bytes());
         let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
-        let device = Default::default();
-        match self.format {
+        match self.format.unwrap_or(Storage::Float) {
             Storage::Float => {
                 let model: Phi3<B> = load(config.init(&device)?, &checkpoint, on_progress)?;
                 bar.finish_and_clear();
                 task.run(&model, start.elapsed().as_secs_f64())
             }
             Storage::Encoded(format) => {
-                let policy = Policy::linear(format);
+                let policy = policy(format, &checkpoint);
                 let model = load_encoded::<B, _>(config.init(&device)?, &checkpoint, &policy, on_progress)?;
                 bar.finish_and_clear();
                 task.run(&model, start.elapsed().as_secs_f64())
@@ -103,8 +118,21 @@ impl ModelArgs {
     }
 }
 
+/// So many threads, or one a core.
+pub fn use_threads(threads: Option<u16>) -> Result<()> {
+    match threads {
+        Some(threads) => Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?),
+        None => Ok(()),
+    }
+}
+
+/// Linear weights in a format, embeddings in 16 bits.
+pub fn policy(format: Format, checkpoint: &Checkpoint) -> Policy {
+    Policy::linear(format).with_embeddings(checkpoint.half_format())
+}
+
 /// On standard error, and only if that is a terminal.
-fn progress_bar(bytes: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes}, {eta} left");
-    ProgressBar::new(bytes as u64).with_style(style.expect("the template is well formed"))
+pub fn progress_bar(bytes: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes}, {eta} left");
+    ProgressBar::new(bytes as u64).with_style(style.expect("the template is well formed")).with_prefix("loading")
 }

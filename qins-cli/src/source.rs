@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use phi35_model::{ChatTemplate, Config, GenerationConfig, Tokenizer};
-use qins_import::Checkpoint;
+use qins_import::{Checkpoint, Container};
 use std::{
     borrow::Cow,
     convert::Infallible,
@@ -16,7 +16,7 @@ use std::{
 pub enum Source {
     /// The model that is part of the program.
     Demo,
-    /// A Hugging Face model directory.
+    /// A Hugging Face model directory, or a container.
     Directory(PathBuf),
 }
 
@@ -72,10 +72,7 @@ impl Source {
         if let Self::Directory(directory) = self
             && !directory.is_dir()
         {
-            bail!(
-                "{}: expected a Hugging Face model directory (or `demo`), found no such directory",
-                directory.display()
-            );
+            bail!("{}: expected a model directory (or `demo`), found no such directory", directory.display());
         }
         let path = self.path("config.json");
         let json = self.read("config.json")?;
@@ -118,13 +115,21 @@ impl Source {
         }
     }
 
-    /// The weights.
+    /// The weights, if they are encoded already.
+    pub fn container(&self) -> Result<Option<Container>> {
+        match self {
+            Self::Directory(directory) if Container::is_at(directory) => Ok(Some(Container::open(directory)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The weights in float.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         match self {
             Self::Demo => {
                 let name = "model.safetensors";
                 let (_, bytes) = DEMO.iter().find(|(known, _)| *known == name).expect("the demo model has one");
-                Ok(Checkpoint::from_static(bytes, &self.path(name))?)
+                Ok(Checkpoint::from_bytes(*bytes, &self.path(name))?)
             }
             Self::Directory(directory) => Ok(Checkpoint::open(directory)?),
         }

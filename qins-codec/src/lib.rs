@@ -18,6 +18,7 @@
 //! The decode rules are normative: a decoded weight is `f32(scale * table entry)`, the same bits on every machine.
 //! This crate knows no tensor framework and no file.
 
+mod deviation;
 mod error;
 mod format;
 mod matmul;
@@ -28,6 +29,7 @@ mod scale;
 mod signed;
 mod weights;
 
+pub use deviation::Deviation;
 pub use error::{EncodeError, HeaderError, LayoutError, UnknownFormat};
 pub use format::Format;
 pub use matrix::{Decoder, Encoded, Header, Matrix};

@@ -1,6 +1,10 @@
 //! One file a command: its arguments, its work, its JSON.
 
 pub mod chat;
+pub mod convert;
+pub mod export;
 pub mod generate;
+pub mod inspect;
 pub mod logits;
 pub mod tokenize;
+pub mod verify;

@@ -1,0 +1,95 @@
+//! The container: a directory like a Hugging Face checkpoint, whose weights are encoded.
+//!
+//! Beside `config.json` and the tokenizer's files stands `qins.safetensors`, which any safetensors reader can list. A
+//! coded tensor is two of its entries, `<name>.codes` and `<name>.scales`, bytes padded with zeros to a multiple of 64;
+//! a plain one is an entry of its own name and type. Data starts at a multiple of 64. What decoding needs beyond that
+//! stands in the metadata under `qins`, as JSON: see [`Manifest`].
+//!
+//! Nothing here knows Burn.
+
+mod export;
+mod read;
+mod write;
+
+pub use export::{Exported, export};
+pub use read::{Container, Stored};
+pub use write::{Converted, Converter, Planned, Step};
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The file of a container's weights; a directory that has it is a container.
+pub const CONTAINER_FILE: &str = "qins.safetensors";
+
+/// The version that this crate writes, and the latest that it reads.
+pub const CONTAINER_VERSION: u32 = 0;
+
+/// The entry of the file's metadata that holds the [`Manifest`].
+const MANIFEST: &str = "qins";
+
+/// Every coded tensor starts at a multiple of this, and so does the data.
+const ALIGNMENT: usize = 64;
+
+/// The end of the entry that holds a tensor's codes, and of that which holds its scale codes.
+const PARTS: [&str; 2] = [".codes", ".scales"];
+
+/// What a container knows about itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`CONTAINER_VERSION`] of the writer.
+    pub version: u32,
+    /// The program that wrote it, with its version.
+    pub producer: String,
+    /// Which tensors got which format.
+    pub policy: String,
+    /// The files it was made of.
+    pub sources: Vec<SourceFile>,
+    /// The revision of the source, where its path tells it, as in Hugging Face's cache.
+    pub revision: Option<String>,
+    /// Every tensor by its name in the source.
+    pub tensors: BTreeMap<String, TensorInfo>,
+}
+
+/// A file that a container was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Name in its directory.
+    pub file: String,
+    /// Size.
+    pub bytes: u64,
+    /// SHA-256, in hexadecimal.
+    pub sha256: String,
+}
+
+/// One tensor of a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorInfo {
+    /// The name of a [`Format`](qins_codec::Format), or `f32`.
+    pub format: String,
+    /// `[out, in]`, or `[n]`.
+    pub shape: Vec<usize>,
+    /// Constants of the code; absent for floats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<CodeConstants>,
+    /// SHA-256 of its bytes, codes before scale codes, padding included; in hexadecimal.
+    pub sha256: String,
+}
+
+/// What decoding a coded tensor needs besides its codes, and what encoding lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CodeConstants {
+    /// Scale of scale code 0: an f32.
+    pub base: f64,
+    /// Shape of the projective law.
+    pub k: f64,
+    /// Bits of each plane that codes are cut into: this version knows `[8]`.
+    pub planes: Vec<u8>,
+    /// Signal to noise; null where nothing was lost.
+    pub sqnr_db: Option<f64>,
+    /// Largest difference of a weight.
+    pub max_abs_error: f64,
+}
+
+fn hexadecimal(hash: impl AsRef<[u8]>) -> String {
+    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,137 @@
+use crate::{
+    model::{AnyBackend, policy, progress_bar, use_threads},
+    output,
+    source::Source,
+};
+use anyhow::{Context, Result, bail};
+use qins_codec::Format;
+use qins_import::{
+    container::{Container, Converter, Step, TensorInfo},
+    plan,
+};
+use serde::Serialize;
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face model directory
+    model: PathBuf,
+    /// Directory to write
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Format of linear weights; embeddings keep 16 bits, norms are not changed
+    #[arg(long, default_value = "q8")]
+    format: Format,
+    /// Replace an existing directory
+    #[arg(long)]
+    force: bool,
+    /// Threads [default: one a core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The JSON object.
+#[derive(Serialize)]
+struct Report<'a> {
+    output: &'a Path,
+    bytes: u64,
+    weights: u64,
+    bits_per_weight: f64,
+    convert_s: f64,
+    tensors: Vec<Tensor<'a>>,
+    peak_rss_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Tensor<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    format: &'a str,
+    /// Null where nothing was lost.
+    sqnr_db: Option<f64>,
+    max_abs_error: f64,
+}
+
+/// Exit status of a program that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
+
+pub fn run(args: Args) -> Result<()> {
+    use_threads(args.threads)?;
+    if Container::is_at(&args.model) {
+        bail!("{}: expected a Hugging Face model directory, found a container", args.model.display());
+    }
+    let start = Instant::now();
+    let source = Source::Directory(args.model.clone());
+    let config = source.config()?;
+    let checkpoint = source.checkpoint()?;
+    let policy = policy(args.format, &checkpoint);
+    let planned = plan(&config.init::<AnyBackend>(&Default::default())?, &checkpoint, &policy)?;
+    let converter = Converter::new(&args.model, &checkpoint, &args.output, planned, policy.to_string(), args.force)?;
+
+    let partial = args.output.display().to_string() + ".partial";
+    ctrlc::set_handler(move || {
+        eprintln!("\nqins: interrupted: the same command goes on from {partial}");
+        std::process::exit(INTERRUPTED);
+    })
+    .context("cannot handle Ctrl-C")?;
+
+    // Every byte is read once for its hash and once to encode it.
+    let bar = progress_bar(2 * checkpoint.bytes());
+    bar.set_prefix("converting");
+    let read = |name: &str| checkpoint.tensor(name).map_or(0, |tensor| tensor.bytes() as u64);
+    let converted = converter.run(|step| match step {
+        Step::Hashed(bytes) => bar.inc(bytes),
+        Step::Kept(name, info) | Step::Wrote(name, info) => {
+            let kept = if matches!(step, Step::Kept(..)) { ", of an earlier run" } else { "" };
+            bar.suspend(|| eprintln!("{name} {}{kept}", line(info)));
+            bar.inc(read(name));
+        }
+    })?;
+    bar.finish_and_clear();
+    let convert_s = start.elapsed().as_secs_f64();
+    let weights = converted.manifest.tensors.values().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+    let bits_per_weight = converted.bytes as f64 * 8.0 / weights as f64;
+    let peak_rss_bytes = output::peak_rss_bytes();
+    if args.json {
+        let tensor = |(name, info): (&'_ String, &'_ TensorInfo)| (name.clone(), info.clone());
+        let tensors: Vec<(String, TensorInfo)> = converted.manifest.tensors.iter().map(tensor).collect();
+        return output::json(&Report {
+            output: &args.output,
+            bytes: converted.bytes,
+            weights,
+            bits_per_weight,
+            convert_s,
+            tensors: tensors
+                .iter()
+                .map(|(name, info)| Tensor {
+                    name,
+                    shape: &info.shape,
+                    format: &info.format,
+                    sqnr_db: info.code.as_ref().and_then(|code| code.sqnr_db),
+                    max_abs_error: info.code.as_ref().map_or(0.0, |code| code.max_abs_error),
+                })
+                .collect(),
+            peak_rss_bytes,
+        });
+    }
+    output::text(&format!(
+        "{}: {} bytes, {bits_per_weight:.3} bits a weight, in {convert_s:.1} s\n",
+        args.output.display(),
+        converted.bytes
+    ))
+}
+
+/// One tensor in words.
+fn line(info: &TensorInfo) -> String {
+    let TensorInfo { format, shape, code, .. } = info;
+    match code.as_ref().and_then(|code| code.sqnr_db) {
+        Some(db) => format!("{shape:?} {format} {db:.2} dB"),
+        None => format!("{shape:?} {format}"),
+    }
+}
