@@ -6,6 +6,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     fs::File,
     ops::Range,
     path::{Path, PathBuf},
@@ -23,7 +24,6 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Entry>,
 }
 
-#[derive(Debug)]
 struct Shard {
     path: PathBuf,
     /// The whole file.
@@ -40,6 +40,12 @@ struct Entry {
     shape: Vec<usize>,
     /// In the shard.
     bytes: Range<usize>,
+}
+
+impl fmt::Debug for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shard").field("path", &self.path).field("bytes", &self.bytes.len()).finish_non_exhaustive()
+    }
 }
 
 impl Shard {

@@ -242,6 +242,137 @@ fn the_demo_model_needs_no_files() {
     assert_eq!(answer["ids"][0], 1, "the tokenizer begins a text");
 }
 
+/// The size of everything in a directory.
+fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let path = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().path();
+    let mut files: Vec<_> = std::fs::read_dir(directory).unwrap().map(path).collect();
+    files.sort();
+    files
+        .into_iter()
+        .map(|file| (file.strip_prefix(directory).unwrap().into(), std::fs::read(&file).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_container_is_made_checked_shown_run_and_undone() {
+    let directory = model();
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let source = directory.path();
+    let report = json_of(run(&["convert", "-o", &at("c"), "--json"], source));
+    assert_eq!(report["tensors"].as_array().unwrap().len(), 2 * 6 + 3);
+    assert!(report["tensors"].as_array().unwrap().iter().all(|t| match t["format"].as_str().unwrap() {
+        "q8" => t["sqnr_db"].as_f64().unwrap() > 44.0,
+        _ => t["sqnr_db"].is_null(),
+    }));
+    assert!(failure(run(&["convert", "-o", &at("c")], source)).contains("exists: force"));
+    let forced = run(&["convert", "-o", &at("c"), "--force"], source);
+    assert!(forced.status.success() && String::from_utf8_lossy(&forced.stderr).contains("q8 4"), "{forced:?}");
+
+    let container = Path::new(&at("c")).to_owned();
+    let verified = json_of(run(&["verify", "--source", &source.display().to_string(), "--json"], &container));
+    assert_eq!(verified["tensors"], 15);
+    let shown = json_of(run(&["inspect", "--ctx", "10", "--json"], &container));
+    assert_eq!(shown["kv_bytes"], 10 * 2 * 2 * 2 * 12 * 4, "tokens, keys and values, layers, heads, size, f32");
+    assert_eq!(shown["formats"]["q8"]["tensors"], 9);
+    let text = String::from_utf8(run(&["inspect"], &container).stdout).unwrap();
+    assert!(text.contains("policy linear=q8 embedding=f16"), "{text}");
+    assert!(run(&["inspect"], source).status.success() && run(&["inspect"], Path::new(DEMO)).status.success());
+
+    let generate = ["generate", "--ids", "1,2,3", "-n", "20", "--ignore-eos", "--json"];
+    let encoded = json_of(run(&[&generate[..], &["--format", "q8"]].concat(), source));
+    assert_eq!(json_of(run(&generate, &container))["ids"], encoded["ids"]);
+    assert!(failure(run(&[&generate[..], &["--format", "q8"]].concat(), &container)).contains("encoded already"));
+    json_of(run(&["export", "-o", &at("e"), "--json"], &container));
+    assert_eq!(json_of(run(&generate, Path::new(&at("e"))))["ids"], encoded["ids"]);
+    assert!(failure(run(&["export", "-o", &at("e")], &container)).contains("exists"));
+    assert!(failure(run(&["convert", "-o", &at("d")], &container)).contains("found a container"));
+    assert!(failure(run(&["verify"], source)).contains("qins.safetensors"));
+    assert!(failure(run(&["export", "-o", &at("d")], source)).contains("qins.safetensors"));
+    assert!(!Path::new(&at("d")).exists() && !Path::new(&at("d.partial")).exists());
+
+    // One byte of the source, one of the container.
+    let flip = |path: &Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    };
+    flip(&source.join("model.safetensors"));
+    let message = failure(run(&["verify", "--source", &source.display().to_string()], &container));
+    assert!(message.contains("model.safetensors") && message.contains("SHA-256"), "{message}");
+    flip(&container.join("qins.safetensors"));
+    assert!(failure(run(&["verify"], &container)).contains("model.norm.weight: expected SHA-256"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_conversion_killed_at_any_moment_resumes_to_the_same_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let source = directory.path().join("hf");
+    std::fs::create_dir(&source).unwrap();
+    let sizes = json!({"vocab_size": 300, "hidden_size": 160, "intermediate_size": 320, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "max_position_embeddings": 40});
+    write_model(&source, sizes);
+    let convert = |output: &Path| {
+        let mut command = qins();
+        command.arg("convert").arg(&source).arg("-o").arg(output).stderr(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let undisturbed = directory.path().join("undisturbed");
+    let start = std::time::Instant::now();
+    assert!(convert(&undisturbed).status().unwrap().success());
+    let whole_s = start.elapsed().as_secs_f64();
+    let expected = contents(&undisturbed);
+
+    let output = directory.path().join("killed");
+    let mut random = qins_tests::Random(3);
+    let mut killed = 0;
+    for _ in 0..20 {
+        let mut child = convert(&output).spawn().unwrap();
+        let moment = (f64::from(random.draw()) + 1.0) / 2.0 * whole_s;
+        std::thread::sleep(std::time::Duration::from_secs_f64(moment));
+        child.kill().unwrap();
+        if !child.wait().unwrap().success() {
+            killed += 1;
+            assert!(!output.exists(), "nothing has the output's name before it is whole");
+            let partial = directory.path().join("killed.partial");
+            if partial.exists() {
+                let message = failure(run(&["generate", "--ids", "1"], &partial));
+                assert!(!message.is_empty());
+            }
+            if killed % 3 == 0 {
+                continue;
+            }
+            assert!(convert(&output).status().unwrap().success());
+        }
+        assert!(contents(&output) == expected, "after {killed} kills");
+        std::fs::remove_dir_all(&output).unwrap();
+    }
+    assert!(killed > 5, "only {killed} of 20 were killed in time");
+}
+
+/// A file system of one megabyte, where the system lets us mount one.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told_and_leaves_no_output() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, disk) = (directory.path().join("hf"), directory.path().join("disk"));
+    std::fs::create_dir(&source).unwrap();
+    std::fs::create_dir(&disk).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&disk).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        return qins_tests::skip("cannot mount a small file system");
+    }
+    let sizes = json!({"vocab_size": 3000, "hidden_size": 256, "intermediate_size": 320, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 40});
+    write_model(&source, sizes);
+    let output = disk.join("c");
+    let message = failure(run(&["convert", "-o", &output.display().to_string()], &source));
+    let exists = output.exists();
+    assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+    assert!(message.contains("bytes needed") && message.contains("free"), "{message}");
+    assert!(!exists);
+}
+
 /// A conversation through a pipe.
 fn chat(arguments: &[&str], model: &Path, input: &str) -> Output {
     let mut child = qins()

@@ -78,16 +78,16 @@ pub struct TensorInfo {
 /// What decoding a coded tensor needs besides its codes, and what encoding lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CodeConstants {
-    /// Scale of scale code 0: an f32.
-    pub base: f64,
-    /// Shape of the projective law.
+    /// Scale of scale code 0.
+    pub base: f32,
+    /// Shape of the projective law: a short decimal number.
     pub k: f64,
     /// Bits of each plane that codes are cut into: this version knows `[8]`.
     pub planes: Vec<u8>,
     /// Signal to noise; null where nothing was lost.
-    pub sqnr_db: Option<f64>,
+    pub sqnr_db: Option<f32>,
     /// Largest difference of a weight.
-    pub max_abs_error: f64,
+    pub max_abs_error: f32,
 }
 
 fn hexadecimal(hash: impl AsRef<[u8]>) -> String {

@@ -234,7 +234,7 @@ fn header(info: &TensorInfo) -> Result<Header, String> {
     let product = |shape: &[usize]| shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
     let (&cols, leading) = info.shape.split_last().ok_or("expected a shape of at least one dimension")?;
     let rows = product(leading).ok_or_else(|| format!("shape {:?} is too large to address", info.shape))?;
-    let header = Header { format, rows, cols, base: code.base as f32, k: code.k };
+    let header = Header { format, rows, cols, base: code.base, k: code.k };
     header.validate().map_err(|error| error.to_string())?;
     Ok(header)
 }

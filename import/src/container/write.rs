@@ -117,7 +117,7 @@ impl<'a> Converter<'a> {
         let mut tensors: Vec<Layout> =
             planned.into_iter().map(|planned| layout(checkpoint, planned)).collect::<Result<_, _>>()?;
         // Coded tensors first, whose lengths are multiples of the alignment; vectors, whose lengths may be odd, last.
-        tensors.sort_by_key(|t| (t.planned.format.is_none(), t.entries[0].2.len() < 2, t.planned.name.clone()));
+        tensors.sort_by_key(|t| (t.entries.len() == 1, t.entries[0].2.len() < 2, t.planned.name.clone()));
         let mut start = 0;
         for tensor in &mut tensors {
             tensor.start = start;
@@ -213,10 +213,10 @@ impl<'a> Converter<'a> {
 
     /// With every number as long as it can be.
     fn longest_info(&self, tensor: &Layout) -> TensorInfo {
-        const LONGEST: f64 = -f64::MIN_POSITIVE;
+        const LONGEST: f32 = -1.234_567_9e-38;
         let constants = CodeConstants {
             base: LONGEST,
-            k: LONGEST,
+            k: -f64::MIN_POSITIVE,
             planes: vec![8],
             sqnr_db: Some(LONGEST),
             max_abs_error: LONGEST,
@@ -256,7 +256,8 @@ impl<'a> Converter<'a> {
                 }
                 let Deviation { sqnr_db, max_abs_error, .. } = Deviation::of(&encoded.matrix(), &source);
                 let &Header { base, k, .. } = encoded.header();
-                code = Some(CodeConstants { base: base.into(), k, planes: vec![8], sqnr_db, max_abs_error });
+                let (sqnr_db, max_abs_error) = (sqnr_db.map(|db| db as f32), max_abs_error as f32);
+                code = Some(CodeConstants { base, k, planes: vec![8], sqnr_db, max_abs_error });
             }
             Some(format) => {
                 // Rows are padded to words in memory, and not in the file.

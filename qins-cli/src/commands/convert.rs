@@ -54,8 +54,8 @@ struct Tensor<'a> {
     shape: &'a [usize],
     format: &'a str,
     /// Null where nothing was lost.
-    sqnr_db: Option<f64>,
-    max_abs_error: f64,
+    sqnr_db: Option<f32>,
+    max_abs_error: f32,
 }
 
 /// Exit status of a program that Ctrl-C ended.

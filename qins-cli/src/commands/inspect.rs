@@ -39,7 +39,7 @@ struct Tensor {
     format: String,
     bytes: usize,
     bits_per_weight: f64,
-    sqnr_db: Option<f64>,
+    sqnr_db: Option<f32>,
 }
 
 #[derive(Default, Serialize)]
@@ -94,7 +94,7 @@ fn kv_bytes_per_token(config: &Config) -> usize {
 }
 
 fn tensors(model: &Source) -> Result<(Vec<Tensor>, Option<About>)> {
-    let tensor = |name: &str, shape: &[usize], format: String, bytes: usize, sqnr_db: Option<f64>| {
+    let tensor = |name: &str, shape: &[usize], format: String, bytes: usize, sqnr_db: Option<f32>| {
         let bits_per_weight = bits(bytes, shape.iter().product());
         Tensor { name: name.to_owned(), shape: shape.to_vec(), format, bytes, bits_per_weight, sqnr_db }
     };
