@@ -55,7 +55,7 @@ show("generate 16, load seconds", answer["timings"]["load_s"])
 show("generate 16, seconds a token", answer["timings"]["generate_s"] / 15)
 
 # Two layers: exported weights against the reference's decoding of the same codes.
-from qins_reference import decode_q8  # noqa: E402
+import qins_reference as reference  # noqa: E402
 
 small, coded, plain = checkpoint("small", "--layers", "2"), work / "small-q8", work / "small-export"
 run("convert", small, "-o", coded, "--force")
@@ -67,12 +67,13 @@ with safe_open(coded / "qins.safetensors", "np") as codes, safe_open(plain / "mo
         if "code" not in tensor:
             continue
         rows, cols = tensor["shape"]
-        decoded = decode_q8(
-            codes.get_tensor(name + ".codes")[: rows * cols].reshape(rows, cols),
-            codes.get_tensor(name + ".scales")[: rows * -(-cols // 32)].reshape(rows, -1),
-            np.float32(tensor["code"]["base"]),
-            tensor["code"]["k"],
-        )
+        code, groups = tensor["code"], -(-cols // 32)
+        signed = codes.get_tensor(name + ".codes")[: rows * cols].reshape(rows, cols)
+        signed = reference.grouped(signed, 32)
+        scales = codes.get_tensor(name + ".scales")[: rows * groups].reshape(rows, groups)
+        table = reference.projective_table(code["k"], 128)
+        decoded = reference.decode_signed(np.float32(code["base"]), scales, signed & 127, signed >> 7 == 1, table, cols)
+        decoded = decoded.astype(np.float32)
         compared += 1
         wrong += not np.array_equal(decoded.view(np.uint32), floats.get_tensor(name).view(np.uint32))
 show("exported tensors compared with the reference", compared)

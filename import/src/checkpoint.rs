@@ -149,6 +149,22 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Gives every tensor the name that the caller's module has for it.
+    ///
+    /// # Errors
+    /// [`ImportError::Index`] if two tensors would have one name.
+    pub fn renamed(mut self, name: impl Fn(&str) -> String) -> Result<Self, ImportError> {
+        let mut renamed = BTreeMap::new();
+        for (old, entry) in std::mem::take(&mut self.tensors) {
+            let new = name(&old);
+            if renamed.insert(new.clone(), entry).is_some() {
+                let reason = format!("two tensors would be called `{new}`, one of them `{old}`");
+                return Err(ImportError::Index { file: self.path, reason });
+            }
+        }
+        Ok(Self { tensors: renamed, ..self })
+    }
+
     /// The file, or the index of the shards.
     pub fn path(&self) -> &Path {
         &self.path
@@ -307,11 +323,6 @@ impl CheckpointTensor<'_> {
             Element::F16 => Some(Format::F16),
             Element::Bf16 => Some(Format::Bf16),
         }
-    }
-
-    /// Rows and columns as [`Weights`].
-    pub(crate) fn matrix_shape(&self) -> [usize; 2] {
-        [self.rows(), self.cols()]
     }
 
     /// Fails at the first value that is NaN or infinite.

@@ -11,8 +11,10 @@ mod checkpoint;
 pub mod container;
 mod error;
 mod load;
+mod save;
 
 pub use checkpoint::{Checkpoint, CheckpointTensor};
 pub use container::Container;
 pub use error::ImportError;
 pub use load::{Progress, load, load_container, load_encoded, plan};
+pub use save::save_container;

@@ -276,7 +276,7 @@ fn run<B: Backend, M: Module<B>, P: Place<B>>(
 }
 
 /// A parameter's name and shape as the checkpoint should have them.
-fn in_checkpoint(path: &ParamPath, mut shape: Vec<usize>) -> (String, Vec<usize>) {
+pub(crate) fn in_checkpoint(path: &ParamPath, mut shape: Vec<usize>) -> (String, Vec<usize>) {
     if path.is_linear_weight() {
         shape.reverse();
     }

@@ -9,7 +9,7 @@ use burn_flex::Flex;
 use half::{bf16, f16};
 use qins_backend::{Policy, Qins};
 use qins_codec::Format;
-use qins_import::{Checkpoint, load, load_encoded};
+use qins_import::{Checkpoint, Container, ImportError, load, load_container, load_encoded, save_container};
 use safetensors::{Dtype, tensor::TensorView};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -249,4 +249,53 @@ fn a_directory_without_a_checkpoint_says_what_was_expected() {
     assert!(message.ends_with("`model.safetensors.index.json`, found no such file"), "{message}");
     let message = load_float(&directory.path().join("none")).unwrap_err();
     assert!(message.ends_with("found no such directory"), "{message}");
+}
+
+#[test]
+fn names_of_the_callers_choice_load_as_the_modules_own() {
+    let (_directory, file) = write(&whole(Dtype::F32));
+    let expected = load::<Flex, _>(Net::new(), &Checkpoint::open_file(&file).unwrap(), |_| ()).unwrap();
+    let mut foreign = whole(Dtype::F32);
+    foreign.iter_mut().for_each(|tensor| tensor.0 = format!("decoder.{}", tensor.0).leak());
+    let (_directory, file) = write(&foreign);
+    let open = || Checkpoint::open_file(&file).unwrap();
+    assert!(load::<Flex, _>(Net::new(), &open(), |_| ()).is_err());
+    let renamed = open().renamed(|name| name.replace("decoder.", "")).unwrap();
+    let found = load::<Flex, _>(Net::new(), &renamed, |_| ()).unwrap();
+    found.layers[0].weight.val().into_data().assert_eq(&expected.layers[0].weight.val().into_data(), true);
+    let error = open().renamed(|_| "same".to_owned()).unwrap_err().to_string();
+    assert!(error.contains("two tensors would be called `same`"), "{error}");
+}
+
+#[test]
+fn an_encoded_module_is_saved_and_loaded_bit_for_bit() {
+    let (directory, file) = write(&whole(Dtype::F32));
+    let checkpoint = Checkpoint::open_file(&file).unwrap();
+    let policy = Policy::linear(Format::Q8).with_embeddings(Format::Bf16);
+    let net: Net<Qins<Flex>> = load_encoded(Net::new(), &checkpoint, &policy, |_| ()).unwrap();
+    let output = directory.path().join("net");
+    save_container(&net, &output, false).unwrap();
+    let container = Container::open(&output).unwrap();
+    container.verify(|_, _| ()).unwrap();
+    let loaded: Net<Qins<Flex>> = load_container(Net::new(), &container, |_| ()).unwrap();
+    let is_coded = |tensor: Tensor<Qins<Flex>, 2>| matches!(tensor.into_primitive(), TensorPrimitive::QFloat(_));
+    let same = |a: Tensor<Qins<Flex>, 2>, b: Tensor<Qins<Flex>, 2>| a.into_data().bytes == b.into_data().bytes;
+    for (a, b) in net.layers.iter().zip(&loaded.layers) {
+        assert!(is_coded(b.weight.val()));
+        assert!(same(a.weight.val(), b.weight.val()));
+        let bias = |layer: &Linear<_>| layer.bias.as_ref().unwrap().val().into_data();
+        bias(a).assert_eq(&bias(b), true);
+    }
+    assert!(is_coded(loaded.embed.weight.val()));
+    assert!(same(net.embed.weight.val(), loaded.embed.weight.val()));
+    net.norm.gamma.val().into_data().assert_eq(&loaded.norm.gamma.val().into_data(), true);
+
+    // A module in float is saved in float, a lazy float in its codes.
+    let float: Net<Qins<Flex>> = load(Net::new(), &checkpoint, |_| ()).unwrap();
+    assert!(matches!(save_container(&float, &output, false), Err(ImportError::Exists { .. })));
+    save_container(&float, &output, true).unwrap();
+    assert!(Container::open(&output).unwrap().manifest().tensors.values().all(|tensor| tensor.format == "f32"));
+    save_container(&net.clone().fork(&Default::default()), &output, true).unwrap();
+    let forked: Net<Qins<Flex>> = load_container(Net::new(), &Container::open(&output).unwrap(), |_| ()).unwrap();
+    assert!(same(forked.layers[1].weight.val(), net.layers[1].weight.val()));
 }

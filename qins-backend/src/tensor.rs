@@ -150,6 +150,21 @@ impl<B: Backend> QinsTensor<B> {
         self.decoder.header()
     }
 
+    /// The encoded matrix, read from its device, where the tensor is that matrix or its transposed view.
+    pub fn to_encoded(&self) -> Option<Encoded> {
+        let &header = self.header();
+        if !self.view.is_matrix(header.rows, header.cols) {
+            return None;
+        }
+        let read = |words: &IntTensor<B>, bytes: usize| {
+            let data =
+                burn_backend::read_sync(B::int_into_data(words.clone())).expect("codes can be read from their device");
+            data.bytes[..bytes].to_vec()
+        };
+        let (codes, scales) = (read(&self.codes, header.code_bytes()), read(&self.scales, header.scale_bytes()));
+        Some(Encoded::from_parts((*self.decoder).clone(), codes, scales).expect("lengths are the header's"))
+    }
+
     /// The floats that the codes stand for.
     pub fn decode(self, dtype: FloatDType) -> FloatTensor<B> {
         let matrix = kernels::decode(&self, dtype);

@@ -69,6 +69,12 @@ pub struct Encoded {
 }
 
 impl Encoded {
+    /// Joins a header with its bytes, whose lengths must be exactly those of the header.
+    pub fn from_parts(decoder: Decoder, codes: Vec<u8>, scales: Vec<u8>) -> Result<Self, LayoutError> {
+        decoder.matrix(&codes, &scales)?;
+        Ok(Self { decoder, codes, scales })
+    }
+
     /// Format, shape and constants.
     pub fn header(&self) -> &Header {
         self.decoder.header()

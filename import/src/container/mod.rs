@@ -9,7 +9,7 @@
 
 mod export;
 mod read;
-mod write;
+pub(crate) mod write;
 
 pub use export::{Exported, export};
 pub use read::{Container, Stored};
@@ -84,12 +84,12 @@ pub struct CodeConstants {
     pub k: f64,
     /// Bits of each plane that codes are cut into: this version knows `[8]`.
     pub planes: Vec<u8>,
-    /// Signal to noise; null where nothing was lost.
+    /// Signal to noise; null where nothing was lost, or the weights were not at hand.
     pub sqnr_db: Option<f32>,
-    /// Largest difference of a weight.
-    pub max_abs_error: f32,
+    /// Largest difference of a weight; null where the weights were not at hand.
+    pub max_abs_error: Option<f32>,
 }
 
-fn hexadecimal(hash: impl AsRef<[u8]>) -> String {
+pub(crate) fn hexadecimal(hash: impl AsRef<[u8]>) -> String {
     hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

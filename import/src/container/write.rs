@@ -5,7 +5,7 @@ use super::{
     hexadecimal,
 };
 use crate::{Checkpoint, ImportError};
-use qins_codec::{Deviation, Encoded, Format, Header, encode};
+use qins_codec::{Deviation, Encoded, Format, Header, HeaderError, encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -72,8 +72,11 @@ pub struct Converter<'a> {
 
 /// Where a tensor stands in the file.
 #[derive(Debug)]
-struct Layout {
-    planned: Planned,
+pub(crate) struct Layout {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    /// `None` for floats as they are.
+    pub(crate) format: Option<Format>,
     /// As safetensors knows it: name, type, shape, bytes.
     entries: Vec<(String, &'static str, Vec<usize>, usize)>,
     /// Bytes from the start of the data.
@@ -81,8 +84,83 @@ struct Layout {
 }
 
 impl Layout {
+    /// `plain`: safetensors' name and the bytes of a weight, for a tensor without a format.
+    pub(crate) fn new(
+        name: &str,
+        shape: &[usize],
+        format: Option<Format>,
+        plain: (&'static str, usize),
+    ) -> Result<Self, HeaderError> {
+        let cols = shape.last().copied().unwrap_or(1);
+        let rows = shape[..shape.len().saturating_sub(1)].iter().product();
+        let weights = shape.iter().product::<usize>();
+        let entries = match format {
+            Some(format) if !format.is_raw() => {
+                let header = Header { format, rows, cols, base: 0.0, k: 0.0 };
+                header.validate()?;
+                let sizes = [header.code_bytes(), header.scale_bytes()].map(|n| n.next_multiple_of(ALIGNMENT));
+                let entry = |(part, bytes): (&str, usize)| (format!("{name}{part}"), "U8", vec![bytes], bytes);
+                PARTS.into_iter().zip(sizes).map(entry).collect()
+            }
+            Some(Format::F16) => vec![(name.to_owned(), "F16", shape.to_vec(), 2 * weights)],
+            Some(_) => vec![(name.to_owned(), "BF16", shape.to_vec(), 2 * weights)],
+            None => vec![(name.to_owned(), plain.0, shape.to_vec(), plain.1 * weights)],
+        };
+        Ok(Self { name: name.to_owned(), shape: shape.to_vec(), format, entries, start: 0 })
+    }
+
     fn bytes(&self) -> usize {
         self.entries.iter().map(|entry| entry.3).sum()
+    }
+
+    /// As the manifest calls it.
+    pub(crate) fn format_name(&self) -> String {
+        self.format.map_or_else(|| self.entries[0].1.to_lowercase(), |format| format.name().to_owned())
+    }
+
+    /// The bytes of an encoded tensor as they stand in the file.
+    pub(crate) fn write_encoded<E>(
+        &self,
+        encoded: &Encoded,
+        mut write: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let &Header { format, cols, .. } = encoded.header();
+        if !format.is_raw() {
+            for (bytes, entry) in [encoded.codes(), encoded.scales()].into_iter().zip(&self.entries) {
+                write(bytes)?;
+                write(&[0; ALIGNMENT][..entry.3 - bytes.len()])?;
+            }
+            return Ok(());
+        }
+        // Rows are padded to words in memory, and not in the file.
+        let (row, padded) = (cols * format.code_bits() / 8, format.code_bytes(cols));
+        if row == padded {
+            write(encoded.codes())
+        } else {
+            encoded.codes().chunks(padded.max(1)).try_for_each(|codes| write(&codes[..row]))
+        }
+    }
+}
+
+/// Puts tensors in their order: coded ones first, whose lengths are multiples of the alignment; vectors, whose lengths
+/// may be odd, last.
+pub(crate) fn arrange(tensors: &mut [Layout]) {
+    tensors.sort_by_key(|t| (t.entries.len() == 1, t.shape.len() < 2, t.name.clone()));
+    let mut start = 0;
+    for tensor in tensors {
+        tensor.start = start;
+        start += tensor.bytes();
+    }
+}
+
+/// The constants of a coded tensor for the manifest.
+pub(crate) fn constants(header: &Header, deviation: Option<Deviation>) -> CodeConstants {
+    CodeConstants {
+        base: header.base,
+        k: header.k,
+        planes: vec![8],
+        sqnr_db: deviation.and_then(|d| d.sqnr_db).map(|db| db as f32),
+        max_abs_error: deviation.map(|d| d.max_abs_error as f32),
     }
 }
 
@@ -114,15 +192,17 @@ impl<'a> Converter<'a> {
         if output.exists() && !force {
             return Err(ImportError::Exists { path: output.to_owned() });
         }
-        let mut tensors: Vec<Layout> =
-            planned.into_iter().map(|planned| layout(checkpoint, planned)).collect::<Result<_, _>>()?;
-        // Coded tensors first, whose lengths are multiples of the alignment; vectors, whose lengths may be odd, last.
-        tensors.sort_by_key(|t| (t.entries.len() == 1, t.entries[0].2.len() < 2, t.planned.name.clone()));
-        let mut start = 0;
-        for tensor in &mut tensors {
-            tensor.start = start;
-            start += tensor.bytes();
-        }
+        let layout = |Planned { name, format }: Planned| {
+            let tensor = checkpoint.tensor(&name)?;
+            let plain = (tensor.dtype_name(), tensor.bytes() / tensor.shape().iter().product::<usize>().max(1));
+            Layout::new(&name, tensor.shape(), format, plain).map_err(|source| ImportError::Encode {
+                file: checkpoint.file_of(&name),
+                tensor: name,
+                source: source.into(),
+            })
+        };
+        let mut tensors: Vec<Layout> = planned.into_iter().map(layout).collect::<Result<_, _>>()?;
+        arrange(&mut tensors);
         Ok(Self { source, checkpoint, output: output.to_owned(), policy, tensors, force })
     }
 
@@ -144,8 +224,8 @@ impl<'a> Converter<'a> {
             tensors: BTreeMap::new(),
         };
         // The header's length is that with the longest numbers.
-        manifest.tensors = self.tensors.iter().map(|t| (t.planned.name.clone(), self.longest_info(t))).collect();
-        let longest = self.header(&manifest);
+        manifest.tensors = self.tensors.iter().map(|t| (t.name.clone(), longest_info(t))).collect();
+        let longest = header(&self.tensors, &manifest);
         let reserved = (size_of::<u64>() + longest.len()).next_multiple_of(ALIGNMENT) - size_of::<u64>();
         manifest.tensors.clear();
 
@@ -170,14 +250,14 @@ impl<'a> Converter<'a> {
         for tensor in &self.tensors[done.len()..] {
             let info = self.write_tensor(tensor, &mut file, &failed)?;
             file.sync_data().map_err(&failed)?;
-            let finished = Finished { name: tensor.planned.name.clone(), info };
+            let finished = Finished { name: tensor.name.clone(), info };
             let line = serde_json::to_string(&finished).expect("strings and numbers") + "\n";
             journal.write_all(line.as_bytes()).and_then(|()| journal.sync_data()).map_err(write_error(&partial))?;
             on_step(Step::Wrote(&finished.name, &finished.info));
             manifest.tensors.insert(finished.name, finished.info);
         }
 
-        let mut header = self.header(&manifest);
+        let mut header = header(&self.tensors, &manifest);
         assert!(header.len() <= reserved, "the header fits the room reserved for the longest");
         header.resize(reserved, b' ');
         file.seek(SeekFrom::Start(0)).map_err(&failed)?;
@@ -195,78 +275,30 @@ impl<'a> Converter<'a> {
         Ok(Converted { manifest, bytes })
     }
 
-    /// The safetensors header with its metadata.
-    fn header(&self, manifest: &Manifest) -> Vec<u8> {
-        let manifest = serde_json::to_string(manifest).expect("strings and numbers");
-        let mut header = serde_json::Map::new();
-        header.insert("__metadata__".to_owned(), json!({ "format": "qins", MANIFEST: manifest }));
-        for tensor in &self.tensors {
-            let mut at = tensor.start;
-            for (name, dtype, shape, bytes) in &tensor.entries {
-                let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, at + bytes] });
-                header.insert(name.clone(), entry);
-                at += bytes;
-            }
-        }
-        Value::from(header).to_string().into_bytes()
-    }
-
-    /// With every number as long as it can be.
-    fn longest_info(&self, tensor: &Layout) -> TensorInfo {
-        const LONGEST: f32 = -1.234_567_9e-38;
-        let constants = CodeConstants {
-            base: LONGEST,
-            k: -f64::MIN_POSITIVE,
-            planes: vec![8],
-            sqnr_db: Some(LONGEST),
-            max_abs_error: LONGEST,
-        };
-        let shape = self.checkpoint.tensor(&tensor.planned.name).map(|t| t.shape().to_vec()).unwrap_or_default();
-        let code = tensor.planned.format.is_some_and(|f| !f.is_raw()).then_some(constants);
-        TensorInfo { format: format_name(tensor), shape, code, sha256: "0".repeat(64) }
-    }
-
     fn write_tensor(
         &self,
         tensor: &Layout,
         file: &mut File,
         failed: &impl Fn(std::io::Error) -> ImportError,
     ) -> Result<TensorInfo, ImportError> {
-        let name = &tensor.planned.name;
+        let name = &tensor.name;
         let source = self.checkpoint.tensor(name)?;
-        let encoded = |format| {
-            encode(format, &source).map_err(|source| ImportError::Encode {
-                file: self.checkpoint.file_of(name),
-                tensor: name.clone(),
-                source,
-            })
-        };
         let mut hash = Sha256::new();
         let mut write = |bytes: &[u8]| {
             hash.update(bytes);
             file.write_all(bytes).map_err(failed)
         };
         let mut code = None;
-        match tensor.planned.format {
-            Some(format) if !format.is_raw() => {
-                let encoded: Encoded = encoded(format)?;
-                for (bytes, entry) in [encoded.codes(), encoded.scales()].into_iter().zip(&tensor.entries) {
-                    write(bytes)?;
-                    write(&[0; ALIGNMENT][..entry.3 - bytes.len()])?;
-                }
-                let Deviation { sqnr_db, max_abs_error, .. } = Deviation::of(&encoded.matrix(), &source);
-                let &Header { base, k, .. } = encoded.header();
-                let (sqnr_db, max_abs_error) = (sqnr_db.map(|db| db as f32), max_abs_error as f32);
-                code = Some(CodeConstants { base, k, planes: vec![8], sqnr_db, max_abs_error });
-            }
+        match tensor.format {
             Some(format) => {
-                // Rows are padded to words in memory, and not in the file.
-                let encoded: Encoded = encoded(format)?;
-                let (row, padded) = (encoded.header().cols * 2, format.code_bytes(encoded.header().cols));
-                if row == padded {
-                    write(encoded.codes())?;
-                } else {
-                    encoded.codes().chunks(padded.max(1)).try_for_each(|codes| write(&codes[..row]))?;
+                let encoded = encode(format, &source).map_err(|source| ImportError::Encode {
+                    file: self.checkpoint.file_of(name),
+                    tensor: name.clone(),
+                    source,
+                })?;
+                tensor.write_encoded(&encoded, write)?;
+                if !format.is_raw() {
+                    code = Some(constants(encoded.header(), Some(Deviation::of(&encoded.matrix(), &source))));
                 }
             }
             None => {
@@ -275,13 +307,8 @@ impl<'a> Converter<'a> {
             }
         }
         self.checkpoint.forget(name);
-        let info = TensorInfo {
-            format: format_name(tensor),
-            shape: source.shape().to_vec(),
-            code,
-            sha256: hexadecimal(hash.finalize()),
-        };
-        Ok(info)
+        let sha256 = hexadecimal(hash.finalize());
+        Ok(TensorInfo { format: tensor.format_name(), shape: tensor.shape.clone(), code, sha256 })
     }
 
     /// Floats that are kept are checked as those that are encoded.
@@ -312,7 +339,7 @@ impl<'a> Converter<'a> {
 }
 
 /// Takes over what is no weight.
-pub(super) fn copy_files(from: &Path, to: &Path) -> Result<(), ImportError> {
+pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<(), ImportError> {
     for name in COPIED {
         let (from, to) = (from.join(name), to.join(name));
         if from.is_file() {
@@ -325,7 +352,7 @@ pub(super) fn copy_files(from: &Path, to: &Path) -> Result<(), ImportError> {
 }
 
 /// Fails where a file system tells that it has less.
-pub(super) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportError> {
+pub(crate) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportError> {
     match fs4::available_space(directory) {
         Ok(available) if available < needed => {
             Err(ImportError::NoSpace { directory: directory.to_owned(), needed, available })
@@ -334,34 +361,34 @@ pub(super) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportE
     }
 }
 
-fn layout(checkpoint: &Checkpoint, planned: Planned) -> Result<Layout, ImportError> {
-    let tensor = checkpoint.tensor(&planned.name)?;
-    let (name, shape) = (&planned.name, tensor.shape().to_vec());
-    let entries = match planned.format {
-        Some(format) if !format.is_raw() => {
-            let [rows, cols] = tensor.matrix_shape();
-            let header = Header { format, rows, cols, base: 0.0, k: 0.0 };
-            header.validate().map_err(|source| ImportError::Encode {
-                file: checkpoint.file_of(name),
-                tensor: name.clone(),
-                source: source.into(),
-            })?;
-            let sizes = [header.code_bytes(), header.scale_bytes()].map(|n| n.next_multiple_of(ALIGNMENT));
-            let entry = |(part, bytes): (&str, usize)| (format!("{name}{part}"), "U8", vec![bytes], bytes);
-            PARTS.into_iter().zip(sizes).map(entry).collect()
+/// The safetensors header with its metadata.
+pub(crate) fn header(tensors: &[Layout], manifest: &Manifest) -> Vec<u8> {
+    let manifest = serde_json::to_string(manifest).expect("strings and numbers");
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".to_owned(), json!({ "format": "qins", MANIFEST: manifest }));
+    for tensor in tensors {
+        let mut at = tensor.start;
+        for (name, dtype, shape, bytes) in &tensor.entries {
+            let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [at, at + bytes] });
+            header.insert(name.clone(), entry);
+            at += bytes;
         }
-        Some(format) => {
-            let bytes = shape.iter().product::<usize>() * 2;
-            let dtype = if format == Format::F16 { "F16" } else { "BF16" };
-            vec![(name.clone(), dtype, shape, bytes)]
-        }
-        None => vec![(name.clone(), tensor.dtype_name(), shape, tensor.bytes())],
-    };
-    Ok(Layout { planned, entries, start: 0 })
+    }
+    Value::from(header).to_string().into_bytes()
 }
 
-fn format_name(tensor: &Layout) -> String {
-    tensor.planned.format.map_or_else(|| tensor.entries[0].1.to_lowercase(), |format| format.name().to_owned())
+/// With every number as long as it can be.
+fn longest_info(tensor: &Layout) -> TensorInfo {
+    const LONGEST: f32 = -1.234_567_9e-38;
+    let constants = CodeConstants {
+        base: LONGEST,
+        k: -f64::MIN_POSITIVE,
+        planes: vec![8],
+        sqnr_db: Some(LONGEST),
+        max_abs_error: Some(LONGEST),
+    };
+    let code = (tensor.entries.len() > 1).then_some(constants);
+    TensorInfo { format: tensor.format_name(), shape: tensor.shape.clone(), code, sha256: "0".repeat(64) }
 }
 
 /// The commit in a path of Hugging Face's cache, `.../snapshots/<commit>`.
@@ -405,21 +432,21 @@ fn open_journal(path: &Path, plan: &Plan) -> Result<(File, Vec<Finished>), Impor
     Ok((file, finished))
 }
 
-pub(super) fn with_extension(path: &Path, extension: &str) -> PathBuf {
+pub(crate) fn with_extension(path: &Path, extension: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".");
     name.push(extension);
     path.with_file_name(name)
 }
 
-pub(super) fn remove_directory(path: &Path) -> Result<(), ImportError> {
+pub(crate) fn remove_directory(path: &Path) -> Result<(), ImportError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(write_error(path)(error)),
         _ => Ok(()),
     }
 }
 
-pub(super) fn write_error(path: &Path) -> impl Fn(std::io::Error) -> ImportError {
+pub(crate) fn write_error(path: &Path) -> impl Fn(std::io::Error) -> ImportError {
     let path = path.to_owned();
     move |source| ImportError::Write { path: path.clone(), source }
 }

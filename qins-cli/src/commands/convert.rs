@@ -114,7 +114,7 @@ pub fn run(args: Args) -> Result<()> {
                     shape: &info.shape,
                     format: &info.format,
                     sqnr_db: info.code.as_ref().and_then(|code| code.sqnr_db),
-                    max_abs_error: info.code.as_ref().map_or(0.0, |code| code.max_abs_error),
+                    max_abs_error: info.code.as_ref().map_or(0.0, |code| code.max_abs_error.unwrap_or_default()),
                 })
                 .collect(),
             peak_rss_bytes,
