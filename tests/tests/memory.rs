@@ -7,7 +7,7 @@ use burn::{
 use burn_flex::Flex;
 use qins_backend::{Policy, Qins};
 use qins_codec::Format;
-use qins_import::{Checkpoint, load_encoded};
+use qins_import::{Checkpoint, Container, container::Converter, load_container, load_encoded, plan};
 use qins_tests::write_model;
 use serde_json::json;
 use std::{
@@ -96,6 +96,34 @@ fn an_embedding_decodes_only_its_rows() {
     let (rows, bytes) = peak(|| burn::tensor::module::embedding(table.clone(), ids));
     assert_eq!(rows.dims(), [1, 3, IN]);
     assert!(bytes < FLOAT / 20, "{bytes} bytes for 3 rows; the table has {FLOAT}");
+}
+
+#[test]
+fn a_container_is_used_where_it_is_mapped() {
+    let _alone = ALONE.lock().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (source, output) = (directory.path().join("hf"), directory.path().join("container"));
+    std::fs::create_dir(&source).unwrap();
+    let sizes = json!({"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "max_position_embeddings": 64});
+    let (config, tensors) = write_model(&source, sizes);
+    let weights: usize = tensors.iter().map(|t| t.values.len()).sum();
+    drop(tensors);
+    let fresh = || config.init::<Qins<Flex>>(&Default::default()).unwrap();
+    let checkpoint = Checkpoint::open(&source).unwrap();
+    let policy = Policy::linear(Format::Q8).with_embeddings(Format::F16);
+    let planned = plan(&fresh(), &checkpoint, &policy).unwrap();
+    let largest = 2048 * 512;
+    let converter = Converter::new(&source, &checkpoint, &output, planned, policy.to_string(), false).unwrap();
+    let (_, converting) = peak(|| converter.run(|_| ()).unwrap());
+    // One tensor's codes, the tokenizer-sized rest, and the encoder's sample.
+    assert!(converting < 2 * largest + (2 << 20), "{converting} bytes to convert");
+
+    let container = Container::open(&output).unwrap();
+    let (model, loading) = peak(|| load_container::<Flex, _>(fresh(), &container, |_| ()).unwrap());
+    assert!(loading < 100_000, "{loading} bytes to load {weights} weights");
+    let (_, running) = peak(|| model.sequence_logits(&[1, 2, 3]).unwrap());
+    assert!(running < weights / 5, "{running} bytes to run {weights} weights");
 }
 
 #[test]
