@@ -2,10 +2,13 @@ use crate::ImportError;
 use bytes::Bytes;
 use memmap2::Mmap;
 use qins_codec::{EncodeError, Format, Weights};
-use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
     fs::File,
     ops::Range,
@@ -56,6 +59,35 @@ impl Shard {
             // are read again when touched. A failure only leaves them in memory.
             let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len()) };
         }
+    }
+}
+
+/// The first key of a JSON object that it has twice.
+struct Names(Option<String>);
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+                let (mut seen, mut twice) = (HashSet::new(), None);
+                while let Some((name, IgnoredAny)) = map.next_entry::<String, _>()? {
+                    if !seen.insert(name.clone()) {
+                        twice.get_or_insert(name);
+                    }
+                }
+                Ok(Names(twice))
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
     }
 }
 
@@ -132,6 +164,13 @@ impl Checkpoint {
         let (header, metadata) =
             SafeTensors::read_metadata(&bytes).map_err(|source| ImportError::Header { file: path.clone(), source })?;
         let data = size_of::<u64>() + header;
+        // The safetensors crate keeps the last of several entries of one name.
+        let names: Names = serde_json::from_slice(&bytes[size_of::<u64>()..data]).map_err(|error| {
+            ImportError::Header { file: path.clone(), source: SafeTensorError::InvalidHeaderDeserialization(error) }
+        })?;
+        if let Some(tensor) = names.0 {
+            return Err(ImportError::Duplicate { file: path, tensor });
+        }
         for (name, info) in metadata.tensors() {
             let entry = Entry {
                 shard: self.shards.len(),

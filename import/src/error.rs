@@ -29,6 +29,14 @@ pub enum ImportError {
         /// What is wrong.
         source: SafeTensorError,
     },
+    /// A file has two tensors of one name.
+    #[error("{}: two tensors are called `{tensor}`", file.display())]
+    Duplicate {
+        /// The file.
+        file: PathBuf,
+        /// Their name.
+        tensor: String,
+    },
     /// The index of the shards and the shards do not fit together.
     #[error("{}: {reason}", file.display())]
     Index {

@@ -17,7 +17,7 @@ compile_error!("qins needs a backend: enable the feature `flex` or `ndarray`");
 /// Arguments of every command that runs a model.
 #[derive(Args)]
 pub struct ModelArgs {
-    /// A Hugging Face model directory, or `demo`, the model that is part of the program
+    /// A container, a Hugging Face model directory, or `demo`, the model that is part of the program
     pub model: Source,
     /// What computes
     #[arg(long, value_enum, default_value_t = BackendName::default())]
