@@ -1,4 +1,25 @@
-//! Hugging Face checkpoints into Burn modules: in float, or encoded in QINS on the fly.
+//! Hugging Face checkpoints into Burn modules: in float, or encoded in QINS on the fly; and containers of encoded weights.
+//!
+//! ```
+//! use burn::nn::{Linear, LinearConfig};
+//! use burn_flex::Flex;
+//! use qins_backend::{Policy, Qins};
+//! use qins_codec::Format;
+//! use qins_import::{Container, load_container, save_container};
+//!
+//! let device = Default::default();
+//! let net: Linear<Qins<Flex>> = Policy::linear(Format::Q8).encode(LinearConfig::new(64, 32).init(&device))?;
+//! let place = tempfile::tempdir()?;
+//! let directory = place.path().join("net");
+//! save_container(&net, &directory, false)?;
+//!
+//! let container = Container::open(&directory)?;
+//! let net: Linear<Qins<Flex>> = load_container(LinearConfig::new(64, 32).init(&device), &container, |_| ())?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`Checkpoint`] opens Hugging Face's files, [`load`] and [`load_encoded`] make modules of them, [`container::Converter`]
+//! makes containers, and [`container::export`] undoes that.
 //!
 //! A module whose field names are the checkpoint's parameter names loads without a table of names:
 //! [`load`] for any backend, [`load_encoded`] for `Qins<B>`. Linear weights are `[out, in]` in the file and `[in, out]` in
