@@ -4,7 +4,10 @@ use crate::{
     ImportError,
     container::{
         CONTAINER_FILE, CONTAINER_VERSION, Manifest, TensorInfo, hexadecimal,
-        write::{Layout, arrange, constants, header, remove_directory, require_space, with_extension, write_error},
+        write::{
+            Layout, arrange, constants, header, put_in_place, remove_directory, require_space, with_extension,
+            write_error,
+        },
     },
     load::in_checkpoint,
 };
@@ -84,10 +87,7 @@ pub fn save_container<B: Backend, M: Module<Qins<B>>>(
         found[&tensor.name].write(tensor, |bytes| file.write_all(bytes)).map_err(&failed)?;
     }
     file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(&failed)?;
-    if force {
-        remove_directory(output)?;
-    }
-    fs::rename(&partial, output).map_err(write_error(output))
+    put_in_place(&partial, output)
 }
 
 /// A parameter as the checkpoint would have it; the tensor is shared with the module.

@@ -196,7 +196,8 @@ fn another_source_is_not_resumed_and_an_output_is_not_replaced_unasked() {
         made.convert_to("container", false, |step| assert!(!matches!(step, Step::Wrote(..))))
     }));
     assert!(stopped.is_err());
-    let config: Value = serde_json::from_slice(&fs::read(made.path("hf/config.json")).unwrap()).unwrap();
+    // A file that only the other source had.
+    fs::write(made.path("container.partial/LICENSE"), "").unwrap();
     // One byte of a weight changes.
     let path = made.path("hf/model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -207,10 +208,11 @@ fn another_source_is_not_resumed_and_an_output_is_not_replaced_unasked() {
     let output =
         made.convert_to("container", false, |step| kept += usize::from(matches!(step, Step::Kept(..)))).unwrap();
     assert_eq!(kept, 0, "the source is another");
-    assert_eq!(config["model_type"], "phi3");
+    assert!(!output.join("LICENSE").exists());
     Container::open(&output).unwrap().verify(|_, _| ()).unwrap();
     assert!(matches!(made.convert_to("container", false, |_| ()), Err(ImportError::Exists { .. })));
     made.convert_to("container", true, |_| ()).unwrap();
+    assert!(!made.path("container.old").exists() && !made.path("container.partial").exists());
 }
 
 /// The container's file with its manifest changed; lengths may change, too.

@@ -5,6 +5,7 @@ use burn::{
     tensor::{Distribution, Tensor, TensorPrimitive},
 };
 use burn_flex::Flex;
+use burn_ndarray::NdArray;
 use qins_backend::{Policy, Qins};
 use qins_codec::Format;
 use qins_import::{Checkpoint, Container, container::Converter, load_container, load_encoded, plan};
@@ -122,6 +123,9 @@ fn a_container_is_used_where_it_is_mapped() {
     let container = Container::open(&output).unwrap();
     let (model, loading) = peak(|| load_container::<Flex, _>(fresh(), &container, |_| ()).unwrap());
     assert!(loading < 100_000, "{loading} bytes to load {weights} weights");
+    let elsewhere = config.init::<Qins<NdArray>>(&Default::default()).unwrap();
+    let (_, loading) = peak(|| load_container::<NdArray, _>(elsewhere, &container, |_| ()).unwrap());
+    assert!(loading < 100_000, "{loading} bytes to load {weights} weights on NdArray");
     let (_, running) = peak(|| model.sequence_logits(&[1, 2, 3]).unwrap());
     assert!(running < weights / 5, "{running} bytes to run {weights} weights");
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Container, Stored,
-    write::{copy_files, remove_directory, require_space, with_extension, write_error},
+    write::{copy_files, put_in_place, remove_directory, require_space, with_extension, write_error},
 };
 use crate::ImportError;
 use half::bf16;
@@ -84,10 +84,7 @@ pub fn export(
     }
     file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(&failed)?;
     copy_files(directory, &partial)?;
-    if force {
-        remove_directory(output)?;
-    }
-    fs::rename(&partial, output).map_err(write_error(output))?;
+    put_in_place(&partial, output)?;
     Ok(bytes)
 }
 

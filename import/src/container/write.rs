@@ -67,7 +67,6 @@ pub struct Converter<'a> {
     output: PathBuf,
     policy: String,
     tensors: Vec<Layout>,
-    force: bool,
 }
 
 /// Where a tensor stands in the file.
@@ -203,7 +202,7 @@ impl<'a> Converter<'a> {
         };
         let mut tensors: Vec<Layout> = planned.into_iter().map(layout).collect::<Result<_, _>>()?;
         arrange(&mut tensors);
-        Ok(Self { source, checkpoint, output: output.to_owned(), policy, tensors, force })
+        Ok(Self { source, checkpoint, output: output.to_owned(), policy, tensors })
     }
 
     /// Bytes of all tensors in the container.
@@ -232,12 +231,12 @@ impl<'a> Converter<'a> {
         let partial = with_extension(&self.output, "partial");
         fs::create_dir_all(&partial).map_err(write_error(&partial))?;
         let plan = Plan { header_sha256: hexadecimal(Sha256::digest(&longest)) };
-        let (mut journal, finished) = open_journal(&partial.join(JOURNAL), &plan)?;
+        let (mut journal, finished) = open_journal(&partial.join(JOURNAL), &plan, &self.tensors)?;
         let data = partial.join(CONTAINER_FILE);
         let failed = write_error(&data);
         let mut file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&data).map_err(&failed)?;
-        let done = &self.tensors[..finished.len().min(self.tensors.len())];
+        let done = &self.tensors[..finished.len()];
         let start = (size_of::<u64>() + reserved) as u64;
         let end = start + done.iter().map(|t| t.bytes() as u64).sum::<u64>();
         require_space(&partial, start + self.bytes() - end)?;
@@ -268,10 +267,7 @@ impl<'a> Converter<'a> {
         copy_files(self.source, &partial)?;
         drop(journal);
         fs::remove_file(partial.join(JOURNAL)).map_err(write_error(&partial))?;
-        if self.force {
-            remove_directory(&self.output)?;
-        }
-        fs::rename(&partial, &self.output).map_err(write_error(&self.output))?;
+        put_in_place(&partial, &self.output)?;
         Ok(Converted { manifest, bytes })
     }
 
@@ -346,6 +342,9 @@ pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<(), ImportError> {
             let bytes = fs::read(&from).map_err(|source| ImportError::Open { file: from, source })?;
             // Not its permissions: a copy that cannot be written could not be written again.
             fs::write(&to, bytes).map_err(write_error(&to))?;
+        } else if to.is_file() {
+            // Of an earlier run with another source.
+            fs::remove_file(&to).map_err(write_error(&to))?;
         }
     }
     Ok(())
@@ -399,7 +398,7 @@ fn revision(source: &Path) -> Option<String> {
 }
 
 /// Opens the journal for more lines, and reads those of an earlier run of the same plan.
-fn open_journal(path: &Path, plan: &Plan) -> Result<(File, Vec<Finished>), ImportError> {
+fn open_journal(path: &Path, plan: &Plan, tensors: &[Layout]) -> Result<(File, Vec<Finished>), ImportError> {
     let failed = write_error(path);
     let mut file =
         OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(&failed)?;
@@ -417,9 +416,11 @@ fn open_journal(path: &Path, plan: &Plan) -> Result<(File, Vec<Finished>), Impor
     let mut whole = 0;
     if next(&mut line) && serde_json::from_str::<Plan>(&line).is_ok_and(|found| found == *plan) {
         whole += line.len();
-        while next(&mut line) {
-            let Ok(entry) = serde_json::from_str(&line) else { break };
-            finished.push(entry);
+        for tensor in tensors {
+            match serde_json::from_str::<Finished>(if next(&mut line) { &line } else { "" }) {
+                Ok(entry) if entry.name == tensor.name => finished.push(entry),
+                _ => break,
+            }
             whole += line.len();
         }
     }
@@ -437,6 +438,19 @@ pub(crate) fn with_extension(path: &Path, extension: &str) -> PathBuf {
     name.push(".");
     name.push(extension);
     path.with_file_name(name)
+}
+
+/// Gives a whole directory its name. One that has the name already is moved aside first, so that at any moment the old or
+/// the new one is there.
+pub(crate) fn put_in_place(partial: &Path, output: &Path) -> Result<(), ImportError> {
+    let old = with_extension(output, "old");
+    let replaces = output.exists();
+    if replaces {
+        remove_directory(&old)?;
+        fs::rename(output, &old).map_err(write_error(output))?;
+    }
+    fs::rename(partial, output).map_err(write_error(output))?;
+    if replaces { remove_directory(&old) } else { Ok(()) }
 }
 
 pub(crate) fn remove_directory(path: &Path) -> Result<(), ImportError> {
