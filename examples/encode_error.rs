@@ -1,6 +1,6 @@
 //! What `q8` loses, beside 8-bit linear rounding in groups of 32 with a 16-bit scale: signal to noise and bits a weight.
 //!
-//!     cargo run --release -p qins-examples --example encode_error
+//!     cargo run --release --example encode_error
 
 use qins_codec::{Format, Slice, encode};
 

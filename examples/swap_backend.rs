@@ -1,6 +1,6 @@
 //! One function, written for any Burn backend, run on four: the backend is a type, and nothing else changes.
 //!
-//!     cargo run --release -p qins-examples --example swap_backend
+//!     cargo run --release --example swap_backend
 
 use burn::{
     module::Module,

@@ -160,7 +160,6 @@ impl Config {
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.key_value_heads()),
             ("max_position_embeddings", self.max_position_embeddings),
@@ -169,6 +168,9 @@ impl Config {
         ] {
             require((1..=1 << 24).contains(&size), field, size.to_string(), "1 to 16777216")?;
         }
+        // Layers are made before a weight is looked for.
+        let layers = self.num_hidden_layers;
+        require((1..=1 << 12).contains(&layers), "num_hidden_layers", layers.to_string(), "1 to 4096")?;
         let (heads, kv_heads) = (self.num_attention_heads, self.key_value_heads());
         require(
             heads.is_multiple_of(kv_heads),
@@ -335,6 +337,8 @@ mod tests {
             ("vocab_size", 0),
             ("sliding_window", 0),
             ("hidden_size", 1u64 << 40),
+            ("num_hidden_layers", 0),
+            ("num_hidden_layers", 5000),
         ] {
             assert!(with(field, value.into()).is_err(), "{field} = {value}");
         }
