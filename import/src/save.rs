@@ -3,10 +3,10 @@
 use crate::{
     ImportError,
     container::{
-        CONTAINER_FILE, CONTAINER_VERSION, Manifest, TensorInfo, hexadecimal,
+        CONTAINER_FILE, CONTAINER_VERSION, Manifest, PRODUCER, TensorInfo, hexadecimal,
         write::{
-            Layout, arrange, constants, header, put_in_place, remove_directory, require_space, with_extension,
-            write_error,
+            Layout, arrange, constants, header, header_room, put_in_place, remove_directory, require_space,
+            with_extension, write_error,
         },
     },
     load::in_checkpoint,
@@ -51,7 +51,7 @@ pub fn save_container<B: Backend, M: Module<Qins<B>>>(
     arrange(&mut tensors);
     let mut manifest = Manifest {
         version: CONTAINER_VERSION,
-        producer: concat!("qins-import ", env!("CARGO_PKG_VERSION")).to_owned(),
+        producer: PRODUCER.to_owned(),
         policy: "as the module was".to_owned(),
         sources: Vec::new(),
         revision: None,
@@ -77,8 +77,7 @@ pub fn save_container<B: Backend, M: Module<Qins<B>>>(
     let path = partial.join(CONTAINER_FILE);
     let failed = write_error(&path);
     let mut header = header(&tensors, &manifest);
-    // Data starts at a multiple of 64.
-    header.resize((size_of::<u64>() + header.len()).next_multiple_of(64) - size_of::<u64>(), b' ');
+    header.resize(header_room(header.len()), b' ');
     require_space(&partial, data_bytes + header.len() as u64)?;
     let mut file = BufWriter::new(File::create(&path).map_err(&failed)?);
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(&failed)?;

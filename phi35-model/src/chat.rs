@@ -1,6 +1,9 @@
 //! Conversations as text: the chat template of a model, rendered as Hugging Face renders it.
 
-use crate::{PromptError, Tokenizer, TokenizerError};
+use crate::{
+    ConfigError, PromptError, Tokenizer, TokenizerError,
+    config::{parse, read},
+};
 use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig, value::Serde};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -27,22 +30,9 @@ impl Message {
 /// Why a conversation could not become a prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum ChatError {
-    /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// The file is no JSON of the expected form.
-    #[error("{}: {source}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, with line and column.
-        source: serde_json::Error,
-    },
+    /// The file cannot be read, or is no JSON of the expected form.
+    #[error(transparent)]
+    File(#[from] ConfigError),
     /// The model is not made for conversations.
     #[error("{}: expected a `chat_template`, found none", path.display())]
     NoTemplate {
@@ -103,8 +93,6 @@ impl ChatTemplate {
     /// The template of a model directory: `chat_template.jinja` if there is one, else that of `tokenizer_config.json`.
     pub fn read(directory: &Path) -> Result<Self, ChatError> {
         let path = directory.join("tokenizer_config.json");
-        let read =
-            |path: &Path| std::fs::read(path).map_err(|source| ChatError::Read { path: path.to_owned(), source });
         let beside = directory.join("chat_template.jinja");
         let json = read(&path)?;
         if !beside.exists() {
@@ -112,12 +100,12 @@ impl ChatTemplate {
         }
         let template = String::from_utf8(read(&beside)?)
             .map_err(|error| ChatError::Template { path: beside.clone(), reason: error.to_string() })?;
-        Self::new(template, parse(&json, &path)?.special_tokens(), beside)
+        Self::new(template, parse::<TokenizerConfig>(&json, &path)?.special_tokens(), beside)
     }
 
     /// The template of a `tokenizer_config.json` already read; `path` is what errors call it.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self, ChatError> {
-        let mut config = parse(json, path)?;
+        let mut config: TokenizerConfig = parse(json, path)?;
         let template = match config.chat_template.take() {
             Some(Templates::One(template)) => Some(template),
             Some(Templates::Named(all)) => all.into_iter().find(|t| t.name == "default").map(|t| t.template),
@@ -160,10 +148,6 @@ impl ChatTemplate {
 }
 
 const TEMPLATE: &str = "chat_template";
-
-fn parse(json: &[u8], path: &Path) -> Result<TokenizerConfig, ChatError> {
-    serde_json::from_slice(json).map_err(|source| ChatError::Parse { path: path.to_owned(), source })
-}
 
 impl TokenizerConfig {
     /// Fields such as `eos_token`: a string, or an object with a `content`.

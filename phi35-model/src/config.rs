@@ -264,11 +264,11 @@ fn lift_rope_parameters(fields: &mut serde_json::Map<String, Value>) {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     std::fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }
 
-fn parse<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T, ConfigError> {
+pub(crate) fn parse<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T, ConfigError> {
     serde_json::from_slice(json).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })
 }
 

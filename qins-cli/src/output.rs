@@ -7,6 +7,9 @@ use std::{
     path::Path,
 };
 
+/// Exit status of a program that Ctrl-C ended.
+pub const INTERRUPTED: i32 = 130;
+
 /// Prints one JSON object and a newline.
 pub fn json(value: &impl Serialize) -> Result<()> {
     text(&format!("{}\n", serde_json::to_string(value)?))

@@ -173,9 +173,10 @@ fn word_tokenizer(directory: &Path) -> PathBuf {
     path
 }
 
-fn tokenize(arguments: &[&str], input: &[u8], model: &Path) -> Output {
+/// Runs a command with `input` on its standard input.
+fn run_with(input: &[u8], command: &str, arguments: &[&str], model: &Path) -> Output {
     let mut child = qins()
-        .arg("tokenize")
+        .arg(command)
         .arg(model)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -186,6 +187,10 @@ fn tokenize(arguments: &[&str], input: &[u8], model: &Path) -> Output {
     // A child that fails at once reads nothing.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
+}
+
+fn tokenize(arguments: &[&str], input: &[u8], model: &Path) -> Output {
+    run_with(input, "tokenize", arguments, model)
 }
 
 #[test]
@@ -375,17 +380,7 @@ fn a_full_disk_is_told_and_leaves_no_output() {
 
 /// A conversation through a pipe.
 fn chat(arguments: &[&str], model: &Path, input: &str) -> Output {
-    let mut child = qins()
-        .arg("chat")
-        .arg(model)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    child.wait_with_output().unwrap()
+    run_with(input.as_bytes(), "chat", arguments, model)
 }
 
 const DEMO: &str = "demo";

@@ -30,6 +30,9 @@ const MANIFEST: &str = "qins";
 /// Every coded tensor starts at a multiple of this, and so does the data.
 const ALIGNMENT: usize = 64;
 
+/// As manifests name it.
+pub(crate) const PRODUCER: &str = concat!("qins-import ", env!("CARGO_PKG_VERSION"));
+
 /// The end of the entry that holds a tensor's codes, and of that which holds its scale codes.
 const PARTS: [&str; 2] = [".codes", ".scales"];
 

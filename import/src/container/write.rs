@@ -1,8 +1,8 @@
 //! The streaming writer: one tensor in memory at a time, resumed where it was interrupted.
 
 use super::{
-    ALIGNMENT, CONTAINER_FILE, CONTAINER_VERSION, CodeConstants, MANIFEST, Manifest, PARTS, SourceFile, TensorInfo,
-    hexadecimal,
+    ALIGNMENT, CONTAINER_FILE, CONTAINER_VERSION, CodeConstants, MANIFEST, Manifest, PARTS, PRODUCER, SourceFile,
+    TensorInfo, hexadecimal,
 };
 use crate::{Checkpoint, ImportError};
 use qins_codec::{Deviation, Encoded, Format, Header, HeaderError, encode};
@@ -216,7 +216,7 @@ impl<'a> Converter<'a> {
         let sources = self.hash_sources(&mut on_step)?;
         let mut manifest = Manifest {
             version: CONTAINER_VERSION,
-            producer: concat!("qins-import ", env!("CARGO_PKG_VERSION")).to_owned(),
+            producer: PRODUCER.to_owned(),
             policy: self.policy.clone(),
             sources,
             revision: revision(self.source),
@@ -225,7 +225,7 @@ impl<'a> Converter<'a> {
         // The header's length is that with the longest numbers.
         manifest.tensors = self.tensors.iter().map(|t| (t.name.clone(), longest_info(t))).collect();
         let longest = header(&self.tensors, &manifest);
-        let reserved = (size_of::<u64>() + longest.len()).next_multiple_of(ALIGNMENT) - size_of::<u64>();
+        let reserved = header_room(longest.len());
         manifest.tensors.clear();
 
         let partial = with_extension(&self.output, "partial");
@@ -358,6 +358,11 @@ pub(crate) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportE
         }
         _ => Ok(()),
     }
+}
+
+/// The length of a header, padding included, after which data starts at a multiple of the alignment.
+pub(crate) fn header_room(length: usize) -> usize {
+    (size_of::<u64>() + length).next_multiple_of(ALIGNMENT) - size_of::<u64>()
 }
 
 /// The safetensors header with its metadata.

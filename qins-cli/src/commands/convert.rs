@@ -58,9 +58,6 @@ struct Tensor<'a> {
     max_abs_error: f32,
 }
 
-/// Exit status of a program that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
-
 pub fn run(args: Args) -> Result<()> {
     use_threads(args.threads)?;
     if Container::is_at(&args.model) {
@@ -77,7 +74,7 @@ pub fn run(args: Args) -> Result<()> {
     let partial = args.output.display().to_string() + ".partial";
     ctrlc::set_handler(move || {
         eprintln!("\nqins: interrupted: the same command goes on from {partial}");
-        std::process::exit(INTERRUPTED);
+        std::process::exit(output::INTERRUPTED);
     })
     .context("cannot handle Ctrl-C")?;
 

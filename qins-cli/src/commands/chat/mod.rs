@@ -128,13 +128,10 @@ const ENDS_PROGRAM: u8 = 0;
 const ENDS_ANSWER: u8 = 1;
 const PRESSED: u8 = 2;
 
-/// Exit status of a program that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
-
 fn handle_interrupts() -> Result<()> {
     ctrlc::set_handler(|| {
         if INTERRUPT.compare_exchange(ENDS_ANSWER, PRESSED, Ordering::SeqCst, Ordering::SeqCst) == Err(ENDS_PROGRAM) {
-            std::process::exit(INTERRUPTED);
+            std::process::exit(output::INTERRUPTED);
         }
     })
     .context("cannot handle Ctrl-C")
