@@ -1,7 +1,7 @@
 use crate::ImportError;
 use bytes::Bytes;
 use memmap2::Mmap;
-use qins_codec::{EncodeError, Format, Weights};
+use qins_codec::{EncodeError, Format, Weights, matrix_shape};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{
     Deserialize, Deserializer,
@@ -420,11 +420,11 @@ impl CheckpointTensor<'_> {
 
 impl Weights for CheckpointTensor<'_> {
     fn rows(&self) -> usize {
-        self.shape[..self.shape.len().saturating_sub(1)].iter().product()
+        matrix_shape(&self.shape).map_or(0, |(rows, _)| rows)
     }
 
     fn cols(&self) -> usize {
-        self.shape.last().copied().unwrap_or(1)
+        matrix_shape(&self.shape).map_or(0, |(_, cols)| cols)
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {

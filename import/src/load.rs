@@ -160,9 +160,13 @@ fn float<B: Backend, const D: usize>(
     Tensor::from_data(data, device)
 }
 
-/// A parameter of a coded matrix `[out, in]`.
-fn coded<B: Backend, const D: usize>(matrix: QinsTensor<B>, parameter: &ParamPath) -> Tensor<Qins<B>, D> {
-    let tensor = if parameter.is_linear_weight() { matrix.transpose() } else { matrix };
+/// A parameter of a coded matrix `[out, in]`, which stands for a tensor of this shape in the checkpoint.
+fn coded<B: Backend, const D: usize>(
+    matrix: QinsTensor<B>,
+    shape: &[usize],
+    parameter: &ParamPath,
+) -> Tensor<Qins<B>, D> {
+    let tensor = if parameter.is_linear_weight() { matrix.transpose() } else { matrix.reshape(shape) };
     Tensor::from_primitive(tensor.into_primitive())
 }
 
@@ -201,7 +205,7 @@ impl<B: Backend> Place<Qins<B>> for Encoding<'_> {
                     tensor: name.to_owned(),
                     source,
                 })?;
-                coded(QinsTensor::from_encoded(encoded, device), parameter)
+                coded(QinsTensor::from_encoded(encoded, device), tensor.shape(), parameter)
             }
             None => float(tensor, parameter, device),
         };
@@ -257,7 +261,8 @@ impl<B: Backend> Place<Qins<B>> for Container {
             }
         };
         let matrix = matrix.unwrap_or_else(|error| unreachable!("{header:?} was checked when opened: {error}"));
-        Ok((coded(matrix, parameter), bytes))
+        let shape = &self.manifest().tensors[name].shape;
+        Ok((coded(matrix, shape, parameter), bytes))
     }
 }
 

@@ -97,9 +97,10 @@ struct Saved<B: Backend> {
 }
 
 impl<B: Backend> Saved<B> {
-    /// The codes, if the parameter is a coded matrix.
+    /// The codes, if the parameter is coded in the order of the checkpoint.
     fn encoded(&self) -> Option<Encoded> {
         match &self.value {
+            QinsFloat::Coded(tensor, _) if self.is_transposed => tensor.clone().transpose().to_encoded(),
             QinsFloat::Coded(tensor, _) => tensor.to_encoded(),
             QinsFloat::Dense(_) => None,
         }

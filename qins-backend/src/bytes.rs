@@ -1,21 +1,32 @@
 //! The self-describing bytes of a QINS tensor outside a device: what `into_data` gives and records store.
 //!
 //! Little-endian: `"QINS"`, version (u8), rank (u8), format name (6 bytes, zero-padded), rows (u64), cols (u64),
-//! base (f32), k (f64), stored dimensions (u64 each), axes (u8 each), codes, scale codes.
+//! base (f32), k (f64), stored dimensions (u64 each), axes (u8 each), repeats (u64 each), codes, scale codes, zeros up to
+//! the length that Burn computes from the scheme and the shape (`scheme.rs`).
 
-use crate::{QINS_SCHEME, QinsTensor, view::View};
-use burn_backend::{Backend, DType, ExecutionError, TensorData, TensorMetadata, tensor::Device};
+use crate::{QinsTensor, scheme, view::View};
+use burn_backend::{Backend, DType, ExecutionError, QTensorPrimitive, TensorData, TensorMetadata, tensor::Device};
 use qins_codec::{Decoder, Format, Header, HeaderError, LayoutError, UnknownFormat};
 use std::sync::Arc;
 
 const MAGIC: [u8; 4] = *b"QINS";
 const VERSION: u8 = 0;
 
+/// Bytes before the dimensions.
+const FIXED: usize = 4 + 1 + 1 + 6 + 8 + 8 + 4 + 8;
+/// Bytes for each dimension.
+const PER_DIMENSION: usize = 8 + 1 + 8;
+
+/// Bytes of a tensor's data, without the zeros at the end.
+pub(crate) fn length(header: &Header, view: &View) -> usize {
+    FIXED + view.axes().len() * PER_DIMENSION + header.code_bytes() + header.scale_bytes()
+}
+
 /// Why bytes are no QINS tensor.
 #[derive(Debug, thiserror::Error)]
 pub enum BytesError {
     /// The data has another type, for example Burn's own quantized data.
-    #[error("expected QINS data (scheme {QINS_SCHEME:?}), found {found:?}: encode float data with a policy instead")]
+    #[error("expected QINS data, found {found:?}: encode float data with a policy instead")]
     Type {
         /// The type found.
         found: DType,
@@ -60,11 +71,13 @@ pub enum BytesError {
 
 pub(crate) async fn to_data<B: Backend>(tensor: QinsTensor<B>) -> Result<TensorData, ExecutionError> {
     let shape = tensor.shape();
-    let header = *tensor.header();
+    let (header, scheme) = (*tensor.header(), *tensor.scheme());
+    let length = length(&header, &tensor.view);
+    let padded = length.max(scheme::length(scheme, shape.as_slice()));
     let codes = B::int_into_data(tensor.codes).await?.bytes;
     let scales = B::int_into_data(tensor.scales).await?.bytes;
 
-    let mut bytes = Vec::with_capacity(128 + codes.len() + scales.len());
+    let mut bytes = Vec::with_capacity(padded);
     bytes.extend(MAGIC);
     bytes.extend([VERSION, tensor.view.axes().len() as u8]);
     let mut name = [0; 6];
@@ -76,13 +89,17 @@ pub(crate) async fn to_data<B: Backend>(tensor: QinsTensor<B>) -> Result<TensorD
     bytes.extend(header.k.to_le_bytes());
     tensor.view.stored().iter().for_each(|&n| bytes.extend((n as u64).to_le_bytes()));
     bytes.extend(tensor.view.axes().iter().map(|&a| a as u8));
+    tensor.view.repeats().iter().for_each(|&n| bytes.extend((n as u64).to_le_bytes()));
     bytes.extend(&codes[..header.code_bytes()]);
     bytes.extend(&scales[..header.scale_bytes()]);
-    Ok(TensorData::from_bytes_vec(bytes, shape, DType::QFloat(QINS_SCHEME)))
+    debug_assert_eq!(bytes.len(), length);
+    bytes.resize(padded, 0);
+    Ok(TensorData::from_bytes_vec(bytes, shape, DType::QFloat(scheme)))
 }
 
 pub(crate) fn from_data<B: Backend>(data: &TensorData, device: &Device<B>) -> Result<QinsTensor<B>, BytesError> {
-    if data.dtype != DType::QFloat(QINS_SCHEME) {
+    let DType::QFloat(scheme) = data.dtype else { return Err(BytesError::Type { found: data.dtype }) };
+    if !scheme::is_qins_type(data.dtype) {
         return Err(BytesError::Type { found: data.dtype });
     }
     let mut reader = Reader { rest: &data.bytes, total: data.bytes.len(), read: 0 };
@@ -107,15 +124,17 @@ pub(crate) fn from_data<B: Backend>(data: &TensorData, device: &Device<B>) -> Re
     let axes = reader.take(rank)?.iter().map(|&a| a as usize).collect();
     let shape_error = || BytesError::Shape { rows, cols, shape: data.shape.to_vec() };
     let weights = stored.iter().try_fold(1usize, |product, &n| product.checked_mul(n)).ok_or_else(shape_error)?;
-    let view = View::from_parts(stored, axes).ok_or_else(shape_error)?;
+    let repeats = (0..rank).map(|_| reader.size()).collect::<Result<Vec<_>, _>>()?;
+    let view = View::from_parts(stored, axes, repeats).ok_or_else(shape_error)?;
     if weights != rows * cols || view.shape() != data.shape {
         return Err(shape_error());
     }
 
     let codes = reader.take(decoder.header().code_bytes())?;
     let scales = reader.take(decoder.header().scale_bytes())?;
-    if !reader.rest.is_empty() {
-        return Err(BytesError::Length { expected: reader.read, found: reader.total });
+    let expected = reader.read.max(scheme::length(scheme, data.shape.as_slice()));
+    if reader.total != expected {
+        return Err(BytesError::Length { expected, found: reader.total });
     }
     Ok(QinsTensor::new(Arc::new(decoder), codes, scales, view, device))
 }

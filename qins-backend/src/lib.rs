@@ -28,12 +28,20 @@
 mod backend;
 mod bytes;
 mod kernels;
+mod linear;
 mod ops;
 mod policy;
+mod recode;
+mod scheme;
 mod tensor;
+mod transfer;
 mod view;
 
 pub use backend::Qins;
 pub use bytes::BytesError;
-pub use policy::{ParamPath, Policy, PolicyError};
-pub use tensor::{QINS_SCHEME, QinsFloat, QinsTensor};
+pub use linear::{QinsLinear, QinsLinearConfig, QinsLinearRecord};
+pub use policy::{ParamPath, PatternError, Policy, PolicyError, WeightKind};
+pub use recode::{lazy_float, recode};
+pub use scheme::is_qins_type;
+pub use tensor::{QinsFloat, QinsTensor};
+pub use transfer::TransferError;

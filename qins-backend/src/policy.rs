@@ -1,69 +1,215 @@
 //! Which tensors of a module are encoded, and in which format.
 
-use crate::{Qins, QinsTensor, tensor::read_f32};
+use crate::{Qins, QinsFloat, QinsTensor, tensor::read_f32};
 use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{Tensor, TensorPrimitive},
 };
 use burn_backend::{Backend, TensorMetadata};
+use globset::{GlobBuilder, GlobMatcher};
 use qins_codec::{EncodeError, Format, Slice, encode};
 use std::fmt;
 
-/// Which weights get which format. Biases and norms stay in float.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Which weights get which format: rules, of which the last that takes a weight decides. What no rule takes stays in
+/// float.
+///
+/// ```
+/// use qins_backend::Policy;
+/// use qins_codec::Format;
+///
+/// let policy = Policy::linear(Format::Q8)
+///     .with_embeddings(Format::Bf16)
+///     .set("lm_head", Format::F16)?
+///     .keep("model.layers.0.**")?;
+/// assert_eq!(policy.to_string(), "linear=q8 embedding=bf16 lm_head=f16 model.layers.0.**=float");
+/// # Ok::<(), qins_backend::PatternError>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    linear: Format,
-    embedding: Option<Format>,
+    rules: Vec<Rule>,
 }
 
-/// A weight that could not be encoded.
+/// A kind of layer that has a weight worth encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightKind {
+    /// `nn::Linear` and `QinsLinear`, `[in, out]`, and with it whatever is made of linear layers: attention, recurrent
+    /// cells.
+    Linear,
+    /// Convolutions of every dimension, transposed and deformable ones too, `[out, in, ..]`.
+    Convolution,
+    /// `nn::Embedding`, `[rows, d]`.
+    Embedding,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rule {
+    takes: Selector,
+    /// `None` leaves the weight in float.
+    format: Option<Format>,
+}
+
+#[derive(Debug, Clone)]
+enum Selector {
+    Kind(WeightKind),
+    Pattern { text: String, glob: GlobMatcher },
+}
+
+/// Why a module was not encoded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{path}: {source}")]
-pub struct PolicyError {
-    /// The parameter, as field names joined by dots.
-    pub path: String,
+pub enum PolicyError {
+    /// A weight that could not be encoded.
+    #[error("{path}: {source}")]
+    Weight {
+        /// The parameter, as field names joined by dots.
+        path: String,
+        /// What is wrong with it.
+        source: EncodeError,
+    },
+    /// A pattern that names no parameter of the module.
+    #[error("the pattern `{pattern}` takes no parameter of the module")]
+    NothingTaken {
+        /// The pattern.
+        pattern: String,
+    },
+}
+
+/// A pattern that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the pattern `{pattern}`: {reason}")]
+pub struct PatternError {
+    /// The pattern.
+    pub pattern: String,
     /// What is wrong with it.
-    pub source: EncodeError,
+    pub reason: String,
 }
 
 impl Policy {
     /// Encodes the weight of every linear layer.
     pub fn linear(format: Format) -> Self {
-        Self { linear: format, embedding: None }
+        Self::default().with(WeightKind::Linear, format)
     }
 
-    /// Encodes the table of every embedding as well, for example in the 16 bits it was trained in.
+    /// Encodes the table of every embedding, for example in the 16 bits it was trained in.
     pub fn with_embeddings(self, format: Format) -> Self {
-        Self { embedding: Some(format), ..self }
+        self.with(WeightKind::Embedding, format)
+    }
+
+    /// Encodes the weight of every convolution.
+    pub fn with_convolutions(self, format: Format) -> Self {
+        self.with(WeightKind::Convolution, format)
+    }
+
+    fn with(self, kind: WeightKind, format: Format) -> Self {
+        self.and(Rule { takes: Selector::Kind(kind), format: Some(format) })
+    }
+
+    /// Encodes what a pattern takes.
+    ///
+    /// Patterns are globs over the names of fields joined by dots, and match a parameter by its whole name or by any
+    /// module that holds it: `*` stops at a dot, `**` does not. A pattern takes the weights of linear layers,
+    /// convolutions and embeddings; a norm, a bias or a parameter of one's own only if it ends with its very name, as
+    /// `**.bias` does.
+    ///
+    /// # Errors
+    /// If the pattern is no glob.
+    pub fn set(self, pattern: &str, format: Format) -> Result<Self, PatternError> {
+        Ok(self.and(Rule { takes: Selector::pattern(pattern)?, format: Some(format) }))
+    }
+
+    /// Leaves in float what a pattern takes.
+    ///
+    /// # Errors
+    /// If the pattern is no glob.
+    pub fn keep(self, pattern: &str) -> Result<Self, PatternError> {
+        Ok(self.and(Rule { takes: Selector::pattern(pattern)?, format: None }))
+    }
+
+    fn and(mut self, rule: Rule) -> Self {
+        self.rules.push(rule);
+        self
     }
 
     /// The format of a parameter; `None` leaves it in float.
     pub fn format(&self, parameter: &ParamPath) -> Option<Format> {
-        if parameter.is_linear_weight() {
-            Some(self.linear)
-        } else if parameter.is_embedding_weight() {
-            self.embedding
-        } else {
-            None
-        }
+        self.rules.iter().rev().find(|rule| rule.takes.matches(parameter)).and_then(|rule| rule.format)
     }
 
     /// Encodes a module in place of its float weights, one tensor at a time. Weights already coded stay as they are.
     ///
     /// # Errors
-    /// The first weight with NaN or infinity, by path, and by row and column of `[out, in]`.
+    /// The first weight with NaN or infinity, by path, and by row and column of `[out, in]`; a pattern that takes
+    /// nothing.
     pub fn encode<B: Backend, M: Module<Qins<B>>>(&self, module: M) -> Result<M, PolicyError> {
-        let mut encoder = ModuleEncoder { policy: self, path: ParamPath::default(), error: None };
+        let taken = vec![false; self.rules.len()];
+        let mut encoder = ModuleEncoder { policy: self, path: ParamPath::default(), taken, error: None };
         let module = module.map(&mut encoder);
-        encoder.error.map_or(Ok(module), Err)
+        if let Some(error) = encoder.error {
+            return Err(error);
+        }
+        for (rule, taken) in self.rules.iter().zip(encoder.taken) {
+            if let (Selector::Pattern { text, .. }, false) = (&rule.takes, taken) {
+                return Err(PolicyError::NothingTaken { pattern: text.clone() });
+            }
+        }
+        Ok(module)
     }
 }
+
+impl Selector {
+    fn pattern(text: &str) -> Result<Self, PatternError> {
+        let error = |reason: String| PatternError { pattern: text.to_owned(), reason };
+        if text.split('.').any(str::is_empty) {
+            return Err(error("expected names joined by single dots".to_owned()));
+        }
+        // Globs know `/` as the separator, which no field name holds.
+        let glob = GlobBuilder::new(&text.replace('.', "/")).literal_separator(true).build();
+        let glob = glob.map_err(|source| error(source.kind().to_string()))?.compile_matcher();
+        Ok(Self::Pattern { text: text.to_owned(), glob })
+    }
+
+    fn matches(&self, parameter: &ParamPath) -> bool {
+        let kind = parameter.weight_kind();
+        match self {
+            Self::Kind(own) => kind == Some(*own),
+            Self::Pattern { text, glob } => {
+                let names: Vec<&str> = parameter.names().collect();
+                let matches = |depth: usize| glob.is_match(names[..depth].join("/"));
+                match kind {
+                    Some(_) => (1..=names.len()).any(matches),
+                    None => text.rsplit('.').next() == names.last().copied() && matches(names.len()),
+                }
+            }
+        }
+    }
+}
+
+/// Globs are the same if they were written the same.
+impl PartialEq for Selector {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Kind(a), Self::Kind(b)) => a == b,
+            (Self::Pattern { text: a, .. }, Self::Pattern { text: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for Selector {}
 
 /// As containers record it.
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "linear={}", self.linear)?;
-        self.embedding.map_or(Ok(()), |format| write!(f, " embedding={format}"))
+        for (i, rule) in self.rules.iter().enumerate() {
+            let takes = match &rule.takes {
+                Selector::Kind(WeightKind::Linear) => "linear",
+                Selector::Kind(WeightKind::Convolution) => "convolution",
+                Selector::Kind(WeightKind::Embedding) => "embedding",
+                Selector::Pattern { text, .. } => text,
+            };
+            let separator = if i == 0 { "" } else { " " };
+            write!(f, "{separator}{takes}={}", rule.format.map_or("float", Format::name))?;
+        }
+        Ok(())
     }
 }
 
@@ -88,17 +234,29 @@ impl ParamPath {
 
     /// Field names joined by dots, as in `layers.0.mlp.down_proj.weight`.
     pub fn dotted(&self) -> String {
-        self.fields.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
+        self.names().collect::<Vec<_>>().join(".")
     }
 
-    /// Whether this is the weight of a Burn `nn::Linear`, `[in, out]`.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// What the parameter is the weight of. Neither biases nor norms are.
+    pub fn weight_kind(&self) -> Option<WeightKind> {
+        let (name, container) = self.fields.last()?;
+        match container.strip_prefix("Struct:")? {
+            _ if name != "weight" => None,
+            "Linear" | "QinsLinear" => Some(WeightKind::Linear),
+            "Conv1d" | "Conv2d" | "Conv3d" | "ConvTranspose1d" | "ConvTranspose2d" | "ConvTranspose3d"
+            | "DeformConv2d" => Some(WeightKind::Convolution),
+            "Embedding" => Some(WeightKind::Embedding),
+            _ => None,
+        }
+    }
+
+    /// Whether this is the weight of a linear layer, `[in, out]`: its groups run along `in`, the columns of `[out, in]`.
     pub fn is_linear_weight(&self) -> bool {
-        self.is("weight", "Struct:Linear")
-    }
-
-    /// Whether this is the table of a Burn `nn::Embedding`, `[rows, d]`.
-    pub fn is_embedding_weight(&self) -> bool {
-        self.is("weight", "Struct:Embedding")
+        self.weight_kind() == Some(WeightKind::Linear)
     }
 
     /// Whether this is field `name` of a struct that Burn's derive calls `container`.
@@ -110,32 +268,39 @@ impl ParamPath {
 struct ModuleEncoder<'a> {
     policy: &'a Policy,
     path: ParamPath,
+    /// Whether each rule of the policy took a parameter.
+    taken: Vec<bool>,
     error: Option<PolicyError>,
 }
 
 impl ModuleEncoder<'_> {
     fn encode<B: Backend, const D: usize>(&mut self, tensor: Tensor<Qins<B>, D>) -> Tensor<Qins<B>, D> {
+        let rules = &self.policy.rules;
+        rules.iter().zip(&mut self.taken).for_each(|(rule, taken)| *taken |= rule.takes.matches(&self.path));
         let Some(format) = self.policy.format(&self.path).filter(|_| self.error.is_none()) else {
             return tensor;
         };
         let primitive = match tensor.into_primitive() {
-            TensorPrimitive::Float(float) => float.dense(),
+            TensorPrimitive::Float(QinsFloat::Coded(tensor, _)) => {
+                return Tensor::from_primitive(tensor.into_primitive());
+            }
+            TensorPrimitive::Float(QinsFloat::Dense(float)) => float,
             coded => return Tensor::from_primitive(coded),
         };
-        let ([rows, cols], device) = (primitive.shape().dims(), B::float_device(&primitive));
-        let values = read_f32::<B>(primitive.clone());
-        let stored = Slice::new(&values, rows, cols);
-        // Burn's linear weight is [in, out]; groups run along `in`, so rows of the matrix are its columns.
-        let is_transposed = self.path.is_linear_weight();
-        match encode(format, &if is_transposed { stored.transposed() } else { stored }) {
-            Ok(encoded) => {
-                let weight = QinsTensor::from_encoded(encoded, &device);
-                let weight = if is_transposed { weight.transpose() } else { weight };
-                Tensor::from_primitive(weight.into_primitive())
-            }
+        let encoded = if self.path.is_linear_weight() {
+            // Rows of the matrix are the columns of Burn's weight.
+            let ([rows, cols], device) = (primitive.shape().dims(), B::float_device(&primitive));
+            let values = read_f32::<B>(primitive.clone());
+            let weights = Slice::new(&values, rows, cols).transposed();
+            encode(format, &weights).map(|encoded| QinsTensor::from_encoded(encoded, &device).transpose())
+        } else {
+            QinsTensor::encode(primitive.clone(), format)
+        };
+        match encoded {
+            Ok(weight) => Tensor::from_primitive(weight.into_primitive()),
             Err(source) => {
-                self.error = Some(PolicyError { path: self.path.dotted(), source });
-                Tensor::from_primitive(TensorPrimitive::Float(crate::QinsFloat::Dense(primitive)))
+                self.error = Some(PolicyError::Weight { path: self.path.dotted(), source });
+                Tensor::from_primitive(TensorPrimitive::Float(QinsFloat::Dense(primitive)))
             }
         }
     }

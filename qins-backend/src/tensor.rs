@@ -1,23 +1,13 @@
-use crate::{Qins, kernels, view::View};
+use crate::{Qins, bytes, kernels, scheme, view::View};
 use burn_backend::{
     Backend, Bytes, DType, FloatDType, QTensorPrimitive, Shape, Slice, TensorData, TensorMetadata, TensorPrimitive,
-    quantization::{QuantLevel, QuantMode, QuantParam, QuantScheme, QuantStore, QuantValue},
+    quantization::QuantScheme,
     tensor::{Device, FloatTensor, IntTensor},
 };
-use qins_codec::{Decoder, EncodeError, Encoded, Format, Header, LayoutError, Weights, encode, encode_with};
-use std::sync::Arc;
-
-/// The scheme that QINS tensors report.
-///
-/// Burn's list of schemes is closed, so this is one that it can name and that NdArray, Flex and CubeCL all refuse to
-/// read: codes that reach one of them without the decorator fail loudly. The true format is in the bytes' own header.
-pub const QINS_SCHEME: QuantScheme = QuantScheme {
-    value: QuantValue::Q8S,
-    param: QuantParam::F32,
-    store: QuantStore::PackedNative(0),
-    level: QuantLevel::Tensor,
-    mode: QuantMode::Symmetric,
+use qins_codec::{
+    Decoder, EncodeError, Encoded, Format, Header, LayoutError, Weights, encode, encode_with, matrix_shape,
 };
+use std::sync::Arc;
 
 /// The float primitive of [`Qins<B>`]: `B`'s own, or codes that stand for it until an operation needs floats.
 #[derive(Debug, Clone)]
@@ -66,9 +56,18 @@ pub struct QinsTensor<B: Backend> {
     pub(crate) scales: IntTensor<B>,
     pub(crate) decoder: Arc<Decoder>,
     pub(crate) view: View,
+    /// As [`scheme::covering`] gives it for this tensor.
+    scheme: QuantScheme,
+    /// The floats that the codes stand for, in f32, where they are kept at hand.
+    decoded: Option<FloatTensor<B>>,
 }
 
 impl<B: Backend> QinsTensor<B> {
+    pub(crate) fn from_words(codes: IntTensor<B>, scales: IntTensor<B>, decoder: Arc<Decoder>, view: View) -> Self {
+        let scheme = scheme::covering(view.shape().as_slice(), bytes::length(decoder.header(), &view));
+        Self { codes, scales, decoder, view, scheme, decoded: None }
+    }
+
     /// Moves an encoded matrix to a device, as a tensor `[out, in]`.
     pub fn from_encoded(encoded: Encoded, device: &Device<B>) -> Self {
         let &Header { rows, cols, .. } = encoded.header();
@@ -97,7 +96,7 @@ impl<B: Backend> QinsTensor<B> {
             0 => B::int_from_data(TensorData::new(vec![0u32], [1]), device),
             bytes => words("scales", scales, bytes)?,
         };
-        Ok(Self { codes, scales, decoder: Arc::new(decoder), view: View::new(vec![rows, cols]) })
+        Ok(Self::from_words(codes, scales, Arc::new(decoder), View::new(vec![rows, cols])))
     }
 
     pub(crate) fn new(decoder: Arc<Decoder>, codes: &[u8], scales: &[u8], view: View, device: &Device<B>) -> Self {
@@ -115,32 +114,33 @@ impl<B: Backend> QinsTensor<B> {
             let n = words.len();
             B::int_from_data(TensorData::new(words, [n]), device)
         };
-        Self { codes: words(codes), scales: words(scales), decoder, view }
+        Self::from_words(words(codes), words(scales), decoder, view)
     }
 
-    /// Encodes a tensor with groups along its last dimension.
+    /// Encodes a tensor as the matrix whose rows are its leading dimension; groups run along all others.
     ///
     /// # Errors
-    /// [`EncodeError::NotFinite`], with the row counted over all leading dimensions.
+    /// [`EncodeError::NotFinite`], by row and column of that matrix.
     pub fn encode(tensor: FloatTensor<B>, format: Format) -> Result<Self, EncodeError> {
-        Self::encode_by(tensor, |weights| encode(format, weights))
+        let rows = rows_of(tensor.shape().as_slice());
+        Self::encode_by(tensor, rows, |weights| encode(format, weights))
     }
 
-    /// Encodes a tensor with the constants of another, so that groups which were decoded from them stay as they were.
-    pub(crate) fn encode_like(tensor: FloatTensor<B>, header: &Header) -> Result<Self, EncodeError> {
-        Self::encode_by(tensor, |weights| {
+    /// Encodes a tensor, whose leading dimensions are `rows` rows, with the constants of another, so that groups which were decoded from them stay as they were.
+    pub(crate) fn encode_like(tensor: FloatTensor<B>, rows: usize, header: &Header) -> Result<Self, EncodeError> {
+        Self::encode_by(tensor, rows, |weights| {
             encode_with(Header { rows: weights.rows(), cols: weights.cols(), ..*header }, weights)
         })
     }
 
     fn encode_by(
         tensor: FloatTensor<B>,
+        rows: usize,
         encode: impl FnOnce(&qins_codec::Slice<'_>) -> Result<Encoded, EncodeError>,
     ) -> Result<Self, EncodeError> {
         let (shape, device) = (tensor.shape(), B::float_device(&tensor));
+        let cols = cols_of(shape.as_slice(), rows).expect("rows are leading dimensions");
         let values = read_f32::<B>(tensor);
-        let cols = shape.as_slice().last().copied().unwrap_or(1);
-        let rows = values.len().checked_div(cols).unwrap_or(0);
         let (decoder, codes, scales) = encode(&qins_codec::Slice::new(&values, rows, cols))?.into_parts();
         Ok(Self::new(Arc::new(decoder), &codes, &scales, View::new(shape.to_vec()), &device))
     }
@@ -150,10 +150,12 @@ impl<B: Backend> QinsTensor<B> {
         self.decoder.header()
     }
 
-    /// The encoded matrix, read from its device, where the tensor is that matrix or its transposed view.
+    /// The encoded matrix, read from its device, where the tensor shows it as [`matrix_shape`] cuts the tensor's shape:
+    /// no transposed view, and no part whose rows are other dimensions.
     pub fn to_encoded(&self) -> Option<Encoded> {
         let &header = self.header();
-        if !self.view.is_matrix(header.rows, header.cols) {
+        let in_order = self.view.axes().is_sorted() && !self.view.is_expanded();
+        if !in_order || matrix_shape(self.view.stored()) != Some((header.rows, header.cols)) {
             return None;
         }
         let read = |words: &IntTensor<B>, bytes: usize| {
@@ -167,11 +169,42 @@ impl<B: Backend> QinsTensor<B> {
 
     /// The floats that the codes stand for.
     pub fn decode(self, dtype: FloatDType) -> FloatTensor<B> {
+        if let Some(decoded) = self.decoded {
+            return if dtype == FloatDType::F32 { decoded } else { B::float_cast(decoded, dtype) };
+        }
         let matrix = kernels::decode(&self, dtype);
         Self::shaped(matrix, &self.view)
     }
 
-    /// The tensor with two dimensions exchanged; no code moves.
+    /// The tensor as encoded, with other dimensions over the same weights.
+    ///
+    /// # Panics
+    /// If a weight would have to move: as many weights in another shape, or a permuted view beyond dimensions of size 1.
+    pub fn reshape(self, shape: &[usize]) -> Self {
+        let weights = self.header().rows * self.header().cols;
+        assert_eq!(shape.iter().product::<usize>(), weights, "{shape:?} is no shape of {weights} weights");
+        let view = self.view.reshape(shape).expect("a shape over the weights as they lie");
+        self.with_view(view)
+    }
+
+    /// Keeps the decoded floats at hand: products then run on them, at `B`'s speed and rounding. Codes stay what is stored,
+    /// moved to other devices and cut into parts; those carry no floats.
+    pub fn cache_decoded(self) -> Self {
+        let decoded = Some(self.clone().decode(FloatDType::F32));
+        Self { decoded, ..self }
+    }
+
+    /// Drops the floats of [`cache_decoded`](Self::cache_decoded).
+    pub fn drop_decoded(self) -> Self {
+        Self { decoded: None, ..self }
+    }
+
+    /// Whether the floats are at hand.
+    pub fn has_decoded(&self) -> bool {
+        self.decoded.is_some()
+    }
+
+    /// The tensor with its last two dimensions exchanged; no code moves.
     pub fn transpose(self) -> Self {
         let rank = self.view.axes().len();
         let view = self.view.swap_dims(rank - 2, rank - 1);
@@ -191,40 +224,91 @@ impl<B: Backend> QinsTensor<B> {
         }
         let part = |words: &IntTensor<B>, bytes: fn(Format, usize) -> usize| {
             let (skipped, kept, row) = (bytes(format, cols.start), bytes(format, cols.len()), bytes(format, all_cols));
-            if kept == row {
+            let (start, end) = (rows.start * row, rows.end * row);
+            if kept == row && start.is_multiple_of(4) {
                 // Whole rows follow each other. Bytes of the next row in the last word are never read.
-                let (start, end) = (rows.start * row, rows.end * row);
-                let range = start / 4..end.div_ceil(4);
-                return start.is_multiple_of(4).then(|| B::int_slice(words.clone(), &[range.into()]));
+                return B::int_slice(words.clone(), &[(start / 4..end.div_ceil(4)).into()]);
             }
-            let whole_words = [row, skipped, kept].iter().all(|n| n.is_multiple_of(4));
-            whole_words.then(|| {
-                let table = B::int_reshape(words.clone(), Shape::new([all_rows, row / 4]));
-                let columns = skipped / 4..(skipped + kept) / 4;
-                let table = B::int_slice(table, &[rows.clone().into(), columns.into()]);
-                B::int_reshape(table, Shape::new([rows.len() * kept / 4]))
+            let unit = if [row, skipped, kept].iter().all(|n| n.is_multiple_of(4)) { 4 } else { 1 };
+            kernels::map_rows::<B>(words.clone(), all_rows, row, unit, |table| {
+                let columns = skipped / unit..(skipped + kept) / unit;
+                B::int_slice(table, &[rows.clone().into(), columns.into()])
             })
         };
-        let codes = part(&self.codes, Format::code_bytes)?;
-        let scales = if format.is_raw() { self.scales.clone() } else { part(&self.scales, Format::scale_bytes)? };
+        let codes = part(&self.codes, Format::code_bytes);
+        let scales = if format.is_raw() { self.scales.clone() } else { part(&self.scales, Format::scale_bytes) };
         let decoder = Decoder::new(Header { rows: rows.len(), cols: cols.len(), ..header }).ok()?;
-        Some(Self { codes, scales, decoder: Arc::new(decoder), view })
+        Some(Self::from_words(codes, scales, Arc::new(decoder), view))
+    }
+
+    /// Rows of the encoded matrix, still coded: indices `[n]` along dimension `dim`. `None` unless that counts rows.
+    pub(crate) fn select(&self, dim: usize, indices: &IntTensor<B>) -> Option<Self> {
+        let &header = self.header();
+        let Header { format, rows, cols, .. } = header;
+        let selected = indices.shape()[0];
+        if selected == 0 || rows * cols == 0 || !self.view.is_row_axis(dim, cols) {
+            return None;
+        }
+        let part = |words: &IntTensor<B>, row: usize| {
+            let unit = if row.is_multiple_of(4) { 4 } else { 1 };
+            kernels::map_rows::<B>(words.clone(), rows, row, unit, |table| B::int_select(table, 0, indices.clone()))
+        };
+        let codes = part(&self.codes, format.code_bytes(cols));
+        let scales = if format.is_raw() { self.scales.clone() } else { part(&self.scales, format.scale_bytes(cols)) };
+        let decoder = Decoder::new(Header { rows: selected, ..header }).ok()?;
+        Some(Self::from_words(codes, scales, Arc::new(decoder), self.view.with_rows(dim, selected)))
+    }
+
+    /// Decodes, applies an operation that keeps the order of dimensions, and encodes with the same constants: groups that
+    /// it leaves whole keep their codes. `op` gets the weights as they are stored, and the stored place of a dimension.
+    pub(crate) fn through_float(self, op: impl FnOnce(FloatTensor<B>, &[usize]) -> FloatTensor<B>) -> Self {
+        let (header, view) = (*self.header(), self.view.clone());
+        let encoded =
+            |float: FloatTensor<B>, rows| Self::encode_like(float, rows, &header).expect("decoded weights are finite");
+        match view.rows_of_matrix(header.rows, header.cols) {
+            Some(dims) => {
+                let stored = B::float_reshape(kernels::decode(&self, FloatDType::F32), view.stored().to_vec().into());
+                let float = op(stored, view.axes());
+                let rows = float.shape().as_slice()[..dims].iter().product();
+                let view = view.axes().to_vec();
+                let result = encoded(float, rows);
+                let view = result.view.permute(&view);
+                result.with_view(view)
+            }
+            None => {
+                let in_order: Vec<usize> = (0..view.axes().len()).collect();
+                let float = op(self.decode(FloatDType::F32), &in_order);
+                let rows = rows_of(float.shape().as_slice());
+                encoded(float, rows)
+            }
+        }
     }
 
     pub(crate) fn with_view(self, view: View) -> Self {
-        Self { view, ..self }
+        Self::from_words(self.codes, self.scales, self.decoder, view)
     }
 
     /// Gives decoded weights the shape of a view.
     pub(crate) fn shaped(decoded: FloatTensor<B>, view: &View) -> FloatTensor<B> {
         let stored = B::float_reshape(decoded, view.stored().to_vec().into());
-        if view.axes().is_sorted() { stored } else { B::float_permute(stored, view.axes()) }
+        let shown = if view.axes().is_sorted() { stored } else { B::float_permute(stored, view.axes()) };
+        if view.is_expanded() { B::float_expand(shown, view.shape()) } else { shown }
     }
 
     /// As the primitive of a `Tensor<Qins<B>, D>`.
     pub fn into_primitive(self) -> TensorPrimitive<Qins<B>> {
         TensorPrimitive::QFloat(self)
     }
+}
+
+/// The rows that a tensor of this shape is encoded as.
+pub(crate) fn rows_of(shape: &[usize]) -> usize {
+    matrix_shape(shape).expect("the size of a tensor in memory").0
+}
+
+/// The columns of the matrix whose `rows` rows are leading dimensions of a shape.
+fn cols_of(shape: &[usize], rows: usize) -> Option<usize> {
+    (0..=shape.len()).find(|&i| shape[..i].iter().product::<usize>() == rows).map(|i| shape[i..].iter().product())
 }
 
 /// Reads a float tensor of any type as f32, row-major.
@@ -235,7 +319,7 @@ pub(crate) fn read_f32<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
 
 impl<B: Backend> TensorMetadata for QinsTensor<B> {
     fn dtype(&self) -> DType {
-        DType::QFloat(QINS_SCHEME)
+        DType::QFloat(self.scheme)
     }
 
     fn shape(&self) -> Shape {
@@ -245,10 +329,10 @@ impl<B: Backend> TensorMetadata for QinsTensor<B> {
 
 impl<B: Backend> QTensorPrimitive for QinsTensor<B> {
     fn scheme(&self) -> &QuantScheme {
-        &QINS_SCHEME
+        &self.scheme
     }
 
     fn default_scheme() -> QuantScheme {
-        QINS_SCHEME
+        scheme::BASE
     }
 }

@@ -11,8 +11,8 @@ use qins_codec::Format;
 use qins_import::{Checkpoint, Progress, load, load_container, load_encoded};
 use std::{str::FromStr, time::Instant};
 
-#[cfg(not(any(feature = "flex", feature = "ndarray")))]
-compile_error!("qins needs a backend: enable the feature `flex` or `ndarray`");
+#[cfg(not(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")))]
+compile_error!("qins needs a backend: enable the feature `flex`, `ndarray`, `wgpu` or `cuda`");
 
 /// Arguments of every command that runs a model.
 #[derive(Args)]
@@ -34,17 +34,30 @@ pub struct ModelArgs {
 /// A backend for what computes nothing.
 #[cfg(feature = "flex")]
 pub type AnyBackend = burn_flex::Flex;
-#[cfg(not(feature = "flex"))]
+#[cfg(all(not(feature = "flex"), feature = "ndarray"))]
 pub type AnyBackend = burn_ndarray::NdArray;
+#[cfg(all(not(any(feature = "flex", feature = "ndarray")), feature = "wgpu"))]
+pub type AnyBackend = burn_wgpu::Wgpu;
+#[cfg(all(not(any(feature = "flex", feature = "ndarray", feature = "wgpu")), feature = "cuda"))]
+pub type AnyBackend = burn_cuda::Cuda;
 
-#[derive(Clone, Copy, Default, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum BackendName {
     #[cfg(feature = "flex")]
-    #[cfg_attr(feature = "flex", default)]
     Flex,
     #[cfg(feature = "ndarray")]
-    #[cfg_attr(not(feature = "flex"), default)]
     Ndarray,
+    #[cfg(feature = "wgpu")]
+    Wgpu,
+    #[cfg(feature = "cuda")]
+    Cuda,
+}
+
+/// The first that the program was built with.
+impl Default for BackendName {
+    fn default() -> Self {
+        Self::value_variants()[0]
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -82,6 +95,10 @@ impl ModelArgs {
             BackendName::Flex => self.run_on::<burn_flex::Flex, R>(task),
             #[cfg(feature = "ndarray")]
             BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(task),
+            #[cfg(feature = "wgpu")]
+            BackendName::Wgpu => self.run_on::<burn_wgpu::Wgpu, R>(task),
+            #[cfg(feature = "cuda")]
+            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(task),
         }
     }
 

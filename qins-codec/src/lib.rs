@@ -35,7 +35,7 @@ pub use format::Format;
 pub use matrix::{Decoder, Encoded, Header, Matrix};
 pub use projective::{K_GRID, projective_table};
 pub use scale::{SCALE_STEPS, ZERO_GROUP, scale};
-pub use weights::{Slice, Weights};
+pub use weights::{Slice, Weights, matrix_shape};
 
 /// Encodes a weight matrix, searching the format's parameters for the least squared error.
 ///

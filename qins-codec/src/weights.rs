@@ -10,6 +10,17 @@ pub trait Weights: Sync {
     fn read_row(&self, row: usize, out: &mut [f32]);
 }
 
+/// The matrix `[rows, cols]` that an array is encoded as: its leading dimension counts the rows, all others are the
+/// columns; one dimension is one row. `None` if they cannot be counted.
+pub fn matrix_shape(shape: &[usize]) -> Option<(usize, usize)> {
+    let (rows, others) = match shape {
+        [] | [_] => (1, shape),
+        [rows, others @ ..] => (*rows, others),
+    };
+    let cols = others.iter().try_fold(1usize, |product, &n| product.checked_mul(n))?;
+    rows.checked_mul(cols).map(|_| (rows, cols))
+}
+
 /// A matrix in a slice: row `r`, column `c` at `r * row_stride + c * col_stride`.
 #[derive(Debug, Clone, Copy)]
 pub struct Slice<'a> {

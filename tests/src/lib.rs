@@ -1,6 +1,9 @@
 //! What the tests across crates share: where the reference data lies, and a model's files made on the spot.
 
+pub mod scalar;
+
 use phi35_model::Config;
+use qins_codec::{Format, Slice};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 use std::{
@@ -69,13 +72,59 @@ pub struct Weight {
     pub values: Vec<f32>,
 }
 
-/// Writes a random model as Hugging Face would store it; returns its configuration and weights.
-pub fn write_model(directory: &Path, config: Value) -> (Config, Vec<Weight>) {
-    let mut full = json!({"model_type": "phi3", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+/// A model's weights by name.
+pub struct Weights(pub Vec<Weight>);
+
+impl Weights {
+    /// The values of a weight.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub fn get(&self, name: &str) -> &[f32] {
+        &self.weight(name).values
+    }
+
+    /// A weight.
+    ///
+    /// # Panics
+    /// If there is none of that name.
+    pub fn weight(&self, name: &str) -> &Weight {
+        self.0.iter().find(|weight| weight.name == name).unwrap_or_else(|| panic!("no weight {name}"))
+    }
+
+    /// As a safetensors file of f32.
+    pub fn to_safetensors(&self) -> Vec<u8> {
+        let bytes: Vec<Vec<u8>> =
+            self.0.iter().map(|weight| weight.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+        let views = self.0.iter().zip(&bytes).map(|(weight, bytes)| {
+            (weight.name.as_str(), TensorView::new(Dtype::F32, weight.shape.clone(), bytes).unwrap())
+        });
+        safetensors::serialize(views, None).unwrap()
+    }
+
+    /// The weights of more than one dimension as they are after encoding, by the codec's scalar decoder.
+    pub fn decoded(&self, format: Format) -> Self {
+        let decoded = |weight: &Weight| {
+            let rows = weight.shape[0];
+            let values = match weight.shape.len() {
+                1 => weight.values.clone(),
+                _ => {
+                    let matrix = Slice::new(&weight.values, rows, weight.values.len() / rows);
+                    qins_codec::encode(format, &matrix).unwrap().matrix().decode()
+                }
+            };
+            Weight { name: weight.name.clone(), shape: weight.shape.clone(), values }
+        };
+        Self(self.0.iter().map(decoded).collect())
+    }
+}
+
+/// A random model: its configuration, as JSON and read, and its weights.
+pub fn random_model(config: Value) -> (Value, Config, Weights) {
+    let mut json = json!({"model_type": "phi3", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "rope_scaling": null, "sliding_window": null, "eos_token_id": 2, "dtype": "float32"});
-    full.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
-    std::fs::write(directory.join("config.json"), full.to_string()).unwrap();
-    let config = Config::read(&directory.join("config.json")).unwrap();
+    json.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+    let config: Config = serde_json::from_value(json.clone()).unwrap();
     let (hidden, inner, head) = (config.hidden_size, config.intermediate_size, config.head_size());
     let (heads, kv_heads) = (config.num_attention_heads, config.key_value_heads());
 
@@ -98,22 +147,44 @@ pub fn write_model(directory: &Path, config: Value) -> (Config, Vec<Weight>) {
     }
 
     let mut random = Random(7);
-    let tensors: Vec<_> = shapes
-        .into_iter()
-        .map(|(name, shape)| {
-            let n = shape.iter().product();
-            let values = match shape.len() {
-                1 => random.weights(n, 0.1).into_iter().map(|w| 1.0 + w).collect(),
-                _ => random.weights(n, (shape[1] as f32).powf(-0.5)),
-            };
-            Weight { name, shape, values }
-        })
-        .collect();
-    let bytes: Vec<Vec<u8>> =
-        tensors.iter().map(|weight| weight.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|(weight, bytes)| {
-        (weight.name.as_str(), TensorView::new(Dtype::F32, weight.shape.clone(), bytes).unwrap())
+    let weights = shapes.into_iter().map(|(name, shape)| {
+        let n = shape.iter().product();
+        let values = match shape.len() {
+            1 => random.weights(n, 0.1).into_iter().map(|w| 1.0 + w).collect(),
+            _ => random.weights(n, (shape[1] as f32).powf(-0.5)),
+        };
+        Weight { name, shape, values }
     });
-    safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).unwrap();
-    (config, tensors)
+    let weights = Weights(weights.collect());
+    (json, config, weights)
+}
+
+/// Writes a random model as Hugging Face would store it; returns its configuration and weights.
+pub fn write_model(directory: &Path, config: Value) -> (Config, Vec<Weight>) {
+    let (json, config, weights) = random_model(config);
+    std::fs::write(directory.join("config.json"), json.to_string()).unwrap();
+    std::fs::write(directory.join("model.safetensors"), weights.to_safetensors()).unwrap();
+    (config, weights.0)
+}
+
+/// Whether there is a graphics device, of software or not, for the tests that need one. Where there is none they are
+/// skipped, and say so; `QINS_REQUIRE_GPU=1` makes that a failure.
+///
+/// # Panics
+/// If there is no device and one is required.
+pub fn has_gpu() -> bool {
+    use burn::tensor::Tensor;
+    static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    let found = *FOUND.get_or_init(|| {
+        std::panic::catch_unwind(|| {
+            Tensor::<burn_wgpu::Wgpu, 1>::from_data([1.0f32], &Default::default()).into_data();
+        })
+        .is_ok()
+    });
+    let required = std::env::var_os("QINS_REQUIRE_GPU").is_some_and(|value| value == "1");
+    assert!(found || !required, "QINS_REQUIRE_GPU=1, and there is no graphics device");
+    if !found {
+        skip("no graphics device (Debian: mesa-vulkan-drivers and libvulkan1 give one of software)");
+    }
+    found
 }

@@ -3,13 +3,18 @@
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
+use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use phi35_model::{
     ChatTemplate, Config, DenseKv, Generation, KvCache, Mask, Message, Phi3, Positions, Rope, Tokenizer, generate,
 };
 use qins_backend::{Policy, Qins};
 use qins_codec::Format;
-use qins_import::{Checkpoint, load, load_encoded};
-use qins_tests::{ids, read_json, read_tensor, shared};
+use qins_import::{
+    Checkpoint,
+    container::{Container, Converter},
+    load, load_container, load_encoded, plan,
+};
+use qins_tests::{has_gpu, ids, read_json, read_tensor, shared};
 use std::path::{Path, PathBuf};
 
 /// In float: nothing is encoded, whatever the backend.
@@ -31,8 +36,8 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Every prompt of a fixture, and its batches: logits within 1e-3, greedy ids exactly.
-fn fixture<B: Backend>(directory: &Path) {
+/// Every prompt of a fixture, and its batches: logits within `tolerance`, greedy ids exactly.
+fn fixture<B: Backend>(directory: &Path, tolerance: f32) {
     let model = load_model::<B>(directory);
     let golden = read_json(&directory.join("golden.json"));
     let tensor = |name: &str| read_tensor(&directory.join("golden.safetensors"), name);
@@ -41,17 +46,17 @@ fn fixture<B: Backend>(directory: &Path) {
     for (i, prompt) in prompts.iter().enumerate() {
         let input = ids(&prompt["input_ids"]);
         let difference = largest_difference(&logits(&model, &input), &tensor(&format!("p{i}.logits")));
-        assert!(difference < 1e-3, "prompt {i}: logits off by {difference}");
+        assert!(difference < tolerance, "prompt {i}: logits off by {difference}");
         let expected = ids(&prompt["greedy_ids"]);
         assert_eq!(greedy(&model, &input, expected.len()), expected, "prompt {i}");
         if i == 1 {
             let difference = largest_difference(&after_first_layer(&model, &input), &tensor("p1.hidden_after_layer0"));
-            assert!(difference < 1e-3, "state after the first layer off by {difference}");
+            assert!(difference < tolerance, "state after the first layer off by {difference}");
         }
     }
     for name in ["batch", "batch_mixed"] {
         if let Some(batch) = golden.get(name) {
-            check_batch(&model, batch, &tensor(&format!("{name}.logits")));
+            check_batch(&model, batch, &tensor(&format!("{name}.logits")), tolerance);
         }
     }
 }
@@ -73,7 +78,7 @@ fn tokens<B: Backend>(rows: &[Vec<u32>]) -> Tensor<B, 2, Int> {
 }
 
 /// A row in a batch equals the row alone: longrope factors are chosen for each row by its own length.
-fn check_batch<B: Backend>(model: &Phi3<B>, batch: &serde_json::Value, golden: &[f32]) {
+fn check_batch<B: Backend>(model: &Phi3<B>, batch: &serde_json::Value, golden: &[f32], tolerance: f32) {
     let rows: Vec<Vec<u32>> = batch["input_ids"].as_array().unwrap().iter().map(ids).collect();
     let masks: Vec<Vec<u32>> = batch["attention_mask"].as_array().unwrap().iter().map(ids).collect();
     let padding: Vec<usize> = masks.iter().map(|mask| mask.iter().filter(|&&m| m == 0).count()).collect();
@@ -89,10 +94,10 @@ fn check_batch<B: Backend>(model: &Phi3<B>, batch: &serde_json::Value, golden: &
         let real = |all: &[f32]| all[(r * length + padding) * vocabulary..(r + 1) * length * vocabulary].to_vec();
         let by_itself = self::logits(model, &rows[r][padding..]);
         let difference = largest_difference(&real(&logits), &by_itself);
-        assert!(difference < 1e-3, "row {r}: logits off by {difference} from the row alone");
+        assert!(difference < tolerance, "row {r}: logits off by {difference} from the row alone");
         if alone[r] < 1e-3 {
             let difference = largest_difference(&real(&logits), &real(golden));
-            assert!(difference < 1e-3, "row {r}: logits off by {difference}");
+            assert!(difference < tolerance, "row {r}: logits off by {difference}");
         }
     }
     let mut generated: Vec<Vec<u32>> = vec![Vec::new(); rows.len()];
@@ -111,16 +116,28 @@ fn check_batch<B: Backend>(model: &Phi3<B>, batch: &serde_json::Value, golden: &
     assert_eq!(generated, expected);
 }
 
+const FIXTURES: [&str; 6] =
+    ["plain", "longrope", "gqa-tied-f16", "sliding-window-sharded", "head96-longrope-bf16", "partial-rotary-gqa"];
+
 #[test]
 fn fixtures_match_on_every_backend_with_nothing_encoded() {
-    for case in
-        ["plain", "longrope", "gqa-tied-f16", "sliding-window-sharded", "head96-longrope-bf16", "partial-rotary-gqa"]
-    {
+    for case in FIXTURES {
         let Some(directory) = shared(&format!("fixtures/phi3/{case}")) else { return };
-        fixture::<Flex>(&directory);
-        fixture::<Qins<Flex>>(&directory);
-        fixture::<NdArray>(&directory);
-        fixture::<Qins<NdArray>>(&directory);
+        fixture::<Flex>(&directory, 1e-3);
+        fixture::<Qins<Flex>>(&directory, 1e-3);
+        fixture::<NdArray>(&directory, 1e-3);
+        fixture::<Qins<NdArray>>(&directory, 1e-3);
+    }
+}
+
+#[test]
+fn fixtures_match_on_a_graphics_device() {
+    for case in FIXTURES {
+        let Some(directory) = shared(&format!("fixtures/phi3/{case}")) else { return };
+        if !has_gpu() {
+            return;
+        }
+        fixture::<Wgpu>(&directory, 2e-3);
     }
 }
 
@@ -252,14 +269,31 @@ fn q8_agrees_with_float_on_the_demo_model() {
 }
 
 #[test]
-fn q8_gives_the_same_logits_on_every_backend() {
-    let directory = demo();
+fn one_container_gives_the_same_logits_on_every_backend() {
+    let (directory, output) = (demo(), tempfile::tempdir().unwrap());
     let checkpoint = Checkpoint::open(&directory).unwrap();
-    let policy = Policy::linear(Format::Q8);
     let config = Config::read(&directory.join("config.json")).unwrap();
-    let flex = load_encoded::<Flex, _>(config.init(&Default::default()).unwrap(), &checkpoint, &policy, |_| ());
-    let ndarray = load_encoded::<NdArray, _>(config.init(&Default::default()).unwrap(), &checkpoint, &policy, |_| ());
-    let ids: Vec<u32> = (0..60).map(|i| i * 7 % 512).collect();
-    let difference = largest_difference(&logits(&flex.unwrap(), &ids), &logits(&ndarray.unwrap(), &ids));
-    assert!(difference < 1e-3, "logits differ by {difference}");
+    let policy = Policy::linear(Format::Q8).with_embeddings(checkpoint.half_format());
+    let planned = plan(&config.init::<Flex>(&Default::default()).unwrap(), &checkpoint, &policy).unwrap();
+    let path = output.path().join("demo");
+    let converter = Converter::new(&directory, &checkpoint, &path, planned, policy.to_string(), false).unwrap();
+    converter.run(|_| ()).unwrap();
+    let container = Container::open(&path).unwrap();
+
+    fn run<B: Backend>(config: &Config, container: &Container) -> Vec<f32> {
+        let ids: Vec<u32> = (0..60).map(|i| i * 7 % 512).collect();
+        let model: Phi3<Qins<B>> =
+            load_container(config.init(&Default::default()).unwrap(), container, |_| ()).unwrap();
+        logits(&model, &ids)
+    }
+    let flex = run::<Flex>(&config, &container);
+    let mut others = vec![("NdArray", run::<NdArray>(&config, &container))];
+    if has_gpu() {
+        others.push(("Wgpu, fused", run::<Wgpu>(&config, &container)));
+        others.push(("Wgpu", run::<CubeBackend<WgpuRuntime, f32, i32, u32>>(&config, &container)));
+    }
+    for (name, other) in others {
+        let difference = largest_difference(&flex, &other);
+        assert!(difference < 1e-3, "{name}: logits differ by {difference}");
+    }
 }

@@ -6,7 +6,7 @@ use crate::{
     checkpoint::{Checkpoint, CheckpointTensor},
 };
 use bytes::Bytes;
-use qins_codec::{Format, Header};
+use qins_codec::{Format, Header, matrix_shape};
 use safetensors::Dtype;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -231,9 +231,8 @@ fn header(info: &TensorInfo) -> Result<Header, String> {
     if code.planes != [8] {
         return Err(format!("expected planes [8], found {:?}", code.planes));
     }
-    let product = |shape: &[usize]| shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
-    let (&cols, leading) = info.shape.split_last().ok_or("expected a shape of at least one dimension")?;
-    let rows = product(leading).ok_or_else(|| format!("shape {:?} is too large to address", info.shape))?;
+    let (rows, cols) =
+        matrix_shape(&info.shape).ok_or_else(|| format!("shape {:?} is too large to address", info.shape))?;
     let header = Header { format, rows, cols, base: code.base, k: code.k };
     header.validate().map_err(|error| error.to_string())?;
     Ok(header)

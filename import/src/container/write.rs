@@ -5,7 +5,7 @@ use super::{
     TensorInfo, hexadecimal,
 };
 use crate::{Checkpoint, ImportError};
-use qins_codec::{Deviation, Encoded, Format, Header, HeaderError, encode};
+use qins_codec::{Deviation, Encoded, Format, Header, HeaderError, encode, matrix_shape};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -90,11 +90,11 @@ impl Layout {
         format: Option<Format>,
         plain: (&'static str, usize),
     ) -> Result<Self, HeaderError> {
-        let cols = shape.last().copied().unwrap_or(1);
-        let rows = shape[..shape.len().saturating_sub(1)].iter().product();
         let weights = shape.iter().product::<usize>();
         let entries = match format {
             Some(format) if !format.is_raw() => {
+                let (rows, cols) =
+                    matrix_shape(shape).ok_or(HeaderError::TooLarge { rows: usize::MAX, cols: usize::MAX })?;
                 let header = Header { format, rows, cols, base: 0.0, k: 0.0 };
                 header.validate()?;
                 let sizes = [header.code_bytes(), header.scale_bytes()].map(|n| n.next_multiple_of(ALIGNMENT));

@@ -31,15 +31,50 @@ pub(super) fn decode_rows<B: Backend>(
     }
     // Rows of codes start at a word, so they are gathered packed; rows of scale codes do not.
     let code_bytes = format.code_bytes(cols);
-    let words = B::int_reshape(tensor.codes.clone(), Shape::new([rows, code_bytes / 4]));
-    let words = B::int_select(words, 0, indices.clone());
-    let words = B::int_reshape(words, Shape::new([selected * code_bytes / 4]));
+    let words =
+        map_rows::<B>(tensor.codes.clone(), rows, code_bytes, 4, |table| B::int_select(table, 0, indices.clone()));
     let codes = unpack::<B>(words, selected, code_bytes, format.code_bits());
     let scales = (!format.is_raw()).then(|| {
         let all = unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols), 8);
         B::int_select(all, 0, indices)
     });
     look_up(tensor, codes, scales, dtype)
+}
+
+/// Packed rows of `row_bytes` bytes through an operation on the table of rows, whose columns have `column_bytes` bytes: 4,
+/// where rows and what `op` takes of them are whole words, or 1.
+pub(crate) fn map_rows<B: Backend>(
+    words: IntTensor<B>,
+    rows: usize,
+    row_bytes: usize,
+    column_bytes: usize,
+    op: impl FnOnce(IntTensor<B>) -> IntTensor<B>,
+) -> IntTensor<B> {
+    if column_bytes == 4 {
+        let words = B::int_slice(words, &[Slice::from(0..rows * row_bytes / 4)]);
+        let mapped = op(B::int_reshape(words, Shape::new([rows, row_bytes / 4])));
+        let n = mapped.shape().num_elements();
+        return B::int_reshape(mapped, Shape::new([n]));
+    }
+    pack::<B>(op(unpack::<B>(words, rows, row_bytes, 8)))
+}
+
+/// Integers below 256, one a byte, to words; zeros fill the last.
+fn pack<B: Backend>(bytes: IntTensor<B>) -> IntTensor<B> {
+    let (n, device) = (bytes.shape().num_elements(), B::int_device(&bytes));
+    let words = n.div_ceil(4);
+    let mut bytes = B::int_reshape(bytes, Shape::new([n]));
+    if n < words * 4 {
+        let zeros = B::int_zeros(Shape::new([words * 4 - n]), &device, bytes.dtype().into());
+        bytes = B::int_cat(vec![bytes, zeros], 0);
+    }
+    let bytes = B::int_reshape(B::int_cast(bytes, IntDType::U32), Shape::new([words, 4]));
+    let byte = |i: usize| {
+        let column = B::int_slice(bytes.clone(), &[Slice::from(0..words), Slice::from(i..i + 1)]);
+        B::bitwise_left_shift_scalar(column, (8 * i as u32).into())
+    };
+    let packed = (1..4).fold(byte(0), |word, i| B::bitwise_or(word, byte(i)));
+    B::int_reshape(packed, Shape::new([words]))
 }
 
 /// Single weights of the encoded matrix: `[n]` for `n` row and column indices.

@@ -4,8 +4,8 @@ use burn_backend::{
     Backend, Shape, TensorMetadata,
     ops::{
         AttentionModuleOptions, ConvOptions, ConvTransposeOptions, DeformConv2dBackward, DeformConvOptions,
-        FloatTensorOps, InterpolateOptions, MaxPool1dBackward, MaxPool1dWithIndices, MaxPool2dBackward,
-        MaxPool2dWithIndices, ModuleOps, UnfoldOptions,
+        InterpolateOptions, MaxPool1dBackward, MaxPool1dWithIndices, MaxPool2dBackward, MaxPool2dWithIndices,
+        ModuleOps, UnfoldOptions,
     },
     tensor::{BoolTensor, FloatTensor, IntTensor},
 };
@@ -14,14 +14,16 @@ use burn_backend::{
 impl<B: Backend> ModuleOps<Self> for Qins<B> {
     module_ops!(delegate);
 
-    /// `weights [rows, d]`, `indices [batch, length]` to `[batch, length, d]`.
+    /// `weights [rows, d]`, `indices [batch, length]` to `[batch, length, d]`: only these rows are decoded.
     fn embedding(weights: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
-        if let QinsFloat::Dense(weights) = weights {
-            return QinsFloat::Dense(B::embedding(weights, indices));
-        }
         let ([batch, length], [_, d]) = (indices.shape().dims(), weights.shape().dims());
-        let rows = Self::float_select(weights, 0, B::int_reshape(indices, Shape::new([batch * length])));
-        Self::float_reshape(rows, Shape::new([batch, length, d]))
+        QinsFloat::Dense(match weights {
+            QinsFloat::Coded(table, dtype) if table.view.is_row_axis(0, table.header().cols) => {
+                let indices = B::int_reshape(indices, Shape::new([batch * length]));
+                B::float_reshape(kernels::decode_rows(&table, indices, dtype), Shape::new([batch, length, d]))
+            }
+            weights => B::embedding(weights.dense(), indices),
+        })
     }
 
     /// `x [.., in]`, `weight [in, out]`, `bias [out]`.

@@ -1,6 +1,6 @@
-use crate::{Qins, QinsFloat, QinsTensor, bytes, view::View};
+use crate::{Qins, QinsFloat, QinsTensor, bytes, tensor::rows_of};
 use burn_backend::{
-    Backend, ExecutionError, FloatDType, Shape, Slice, TensorData,
+    Backend, ExecutionError, FloatDType, Shape, Slice, TensorData, TensorMetadata,
     ops::QTensorOps,
     quantization::{QuantScheme, QuantizationParametersPrimitive},
     tensor::{Device, FloatTensor, IntTensor, QuantizedTensor},
@@ -26,7 +26,7 @@ impl<B: Backend> QTensorOps<Self> for Qins<B> {
         Self::quantize_dynamic(tensor, scheme)
     }
 
-    /// Encodes with groups along the last axis; the encoder finds its own scales.
+    /// Encodes with groups along all dimensions but the first; the encoder finds its own scales.
     ///
     /// # Panics
     /// If a value is NaN or infinite.
@@ -49,11 +49,8 @@ impl<B: Backend> QTensorOps<Self> for Qins<B> {
     }
 
     fn q_to_device(tensor: QuantizedTensor<Self>, device: &Device<Self>) -> QuantizedTensor<Self> {
-        QinsTensor {
-            codes: B::int_to_device(tensor.codes, device),
-            scales: B::int_to_device(tensor.scales, device),
-            ..tensor
-        }
+        let codes = B::int_to_device(tensor.codes, device);
+        QinsTensor::from_words(codes, B::int_to_device(tensor.scales, device), tensor.decoder, tensor.view)
     }
 
     async fn q_into_data(tensor: QuantizedTensor<Self>) -> Result<TensorData, ExecutionError> {
@@ -63,7 +60,7 @@ impl<B: Backend> QTensorOps<Self> for Qins<B> {
     fn q_reshape(tensor: QuantizedTensor<Self>, shape: Shape) -> QuantizedTensor<Self> {
         match tensor.view.reshape(shape.as_slice()) {
             Some(view) => tensor.with_view(view),
-            None => through_float(tensor, |float| B::float_reshape(float, shape)),
+            None => re_encode(tensor, |float| B::float_reshape(float, shape)),
         }
     }
 
@@ -73,32 +70,44 @@ impl<B: Backend> QTensorOps<Self> for Qins<B> {
     }
 
     fn q_permute(tensor: QuantizedTensor<Self>, axes: &[usize]) -> QuantizedTensor<Self> {
-        let view: View = tensor.view.permute(axes);
+        let view = tensor.view.permute(axes);
         tensor.with_view(view)
     }
 
     fn q_expand(tensor: QuantizedTensor<Self>, shape: Shape) -> QuantizedTensor<Self> {
-        through_float(tensor, |float| B::float_expand(float, shape))
+        match tensor.view.expand(shape.as_slice()) {
+            Some(view) => tensor.with_view(view),
+            None => re_encode(tensor, |float| B::float_expand(float, shape)),
+        }
     }
 
     fn q_flip(tensor: QuantizedTensor<Self>, axes: &[usize]) -> QuantizedTensor<Self> {
-        through_float(tensor, |float| B::float_flip(float, axes))
+        tensor.through_float(|float, stored| {
+            B::float_flip(float, &axes.iter().map(|&axis| stored[axis]).collect::<Vec<_>>())
+        })
     }
 
     fn q_select(tensor: QuantizedTensor<Self>, dim: usize, indices: IntTensor<Self>) -> QuantizedTensor<Self> {
-        through_float(tensor, |float| B::float_select(float, dim, indices))
+        tensor
+            .select(dim, &indices)
+            .unwrap_or_else(|| tensor.through_float(|float, stored| B::float_select(float, stored[dim], indices)))
     }
 
     fn q_slice(tensor: QuantizedTensor<Self>, slices: &[Slice]) -> QuantizedTensor<Self> {
-        tensor.slice(slices).unwrap_or_else(|| through_float(tensor, |float| B::float_slice(float, slices)))
+        tensor.slice(slices).unwrap_or_else(|| {
+            tensor.through_float(|float, stored| {
+                let mut by_place = vec![Slice::full(); stored.len()];
+                slices.iter().zip(stored).for_each(|(&slice, &place)| by_place[place] = slice);
+                B::float_slice(float, &by_place)
+            })
+        })
     }
 }
 
-/// Decodes, applies `op` and encodes with the same constants: groups that `op` leaves whole keep their codes.
-fn through_float<B: Backend>(
-    tensor: QinsTensor<B>,
-    op: impl FnOnce(FloatTensor<B>) -> FloatTensor<B>,
-) -> QinsTensor<B> {
+/// Decodes, applies `op` and encodes the result, whatever its dimensions, with the same constants.
+fn re_encode<B: Backend>(tensor: QinsTensor<B>, op: impl FnOnce(FloatTensor<B>) -> FloatTensor<B>) -> QinsTensor<B> {
     let header = *tensor.header();
-    QinsTensor::encode_like(op(tensor.decode(FloatDType::F32)), &header).expect("decoded weights are finite")
+    let float = op(tensor.decode(FloatDType::F32));
+    let rows = rows_of(float.shape().as_slice());
+    QinsTensor::encode_like(float, rows, &header).expect("decoded weights are finite")
 }

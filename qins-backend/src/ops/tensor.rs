@@ -1,5 +1,5 @@
 use super::{delegate::delegate, table::float_ops};
-use crate::{Qins, QinsFloat, QinsTensor, kernels};
+use crate::{Qins, QinsFloat, kernels};
 use burn_backend::{
     Backend, BoolDType, Distribution, ExecutionError, FloatDType, IntDType, Scalar, Shape, Slice, TensorData,
     TensorMetadata,
@@ -34,24 +34,28 @@ impl<B: Backend> FloatTensorOps<Self> for Qins<B> {
 
     fn float_select(tensor: FloatTensor<Self>, dim: usize, indices: IntTensor<Self>) -> FloatTensor<Self> {
         match tensor {
-            QinsFloat::Coded(table, dtype) if table.view.is_row_axis(dim, table.header().cols) => {
-                let view = table.view.with_rows(dim, indices.shape()[0]);
-                QinsFloat::Dense(QinsTensor::<B>::shaped(kernels::decode_rows(&table, indices, dtype), &view))
-            }
-            tensor => QinsFloat::Dense(B::float_select(tensor.dense(), dim, indices)),
+            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_select(tensor, dim, indices)),
+            QinsFloat::Coded(tensor, dtype) => match tensor.select(dim, &indices) {
+                Some(rows) => QinsFloat::Coded(rows, dtype),
+                None => QinsFloat::Dense(B::float_select(tensor.decode(dtype), dim, indices)),
+            },
         }
     }
 
     fn float_gather(dim: usize, tensor: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
         match tensor {
             QinsFloat::Coded(table, dtype) if table.view.is_matrix(table.header().rows, table.header().cols) => {
-                let shape = indices.shape();
+                let (shape, tensor_shape) = (indices.shape(), table.shape());
                 let n = Shape::new([shape.num_elements()]);
-                // Along the other axis every index stands for itself.
                 let (device, other) = (B::int_device(&indices), 1 - dim);
+                let int = indices.dtype().into();
+                // An index beyond the dimension fails as it does in `B`, and does not reach another row.
+                let all = B::int_arange(0..tensor_shape[dim] as i64, &device, int);
+                let indices = B::int_reshape(B::int_select(all, 0, B::int_reshape(indices, n.clone())), shape.clone());
+                // Along the other axis every index stands for itself.
                 let mut line = [1, 1];
                 line[other] = shape[other];
-                let own = B::int_arange(0..shape[other] as i64, &device, indices.dtype().into());
+                let own = B::int_arange(0..shape[other] as i64, &device, int);
                 let own = B::int_expand(B::int_reshape(own, line.into()), shape.clone());
                 let mut at = [B::int_reshape(indices, n.clone()), B::int_reshape(own, n)];
                 // By dimension, then by the matrix's row and column.
@@ -70,6 +74,16 @@ impl<B: Backend> FloatTensorOps<Self> for Qins<B> {
             QinsFloat::Coded(tensor, dtype) => match tensor.slice(slices) {
                 Some(part) => QinsFloat::Coded(part, dtype),
                 None => QinsFloat::Dense(B::float_slice(tensor.decode(dtype), slices)),
+            },
+        }
+    }
+
+    fn float_expand(tensor: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self> {
+        match tensor {
+            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_expand(tensor, shape)),
+            QinsFloat::Coded(tensor, dtype) => match tensor.view.expand(shape.as_slice()) {
+                Some(view) => QinsFloat::Coded(tensor.with_view(view), dtype),
+                None => QinsFloat::Dense(B::float_expand(tensor.decode(dtype), shape)),
             },
         }
     }

@@ -26,6 +26,7 @@ macro_rules! by_hand_ops {
             fn float_select(tensor: FloatTensor<Self>, dim: usize, indices: IntTensor<Self>) -> FloatTensor<Self>;
             fn float_gather(dim: usize, tensor: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self>;
             fn float_slice(tensor: FloatTensor<Self>, slices: &[Slice]) -> FloatTensor<Self>;
+            fn float_expand(tensor: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self>;
             fn float_transpose(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
             fn float_swap_dims(tensor: FloatTensor<Self>, dim1: usize, dim2: usize) -> FloatTensor<Self>;
             fn float_permute(tensor: FloatTensor<Self>, axes: &[usize]) -> FloatTensor<Self>;

@@ -13,7 +13,7 @@ use burn_backend::{
 };
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
-use qins_codec::{Format, encode};
+use qins_codec::{Format, encode, matrix_shape};
 use std::{marker::PhantomData, ops::Range};
 
 /// Which float arguments are given as codes.
@@ -50,8 +50,7 @@ macro_rules! inner {
             /// The oracle: what the codes stand for, by the codec's scalar decoder.
             fn float(mut values: TensorData, coded: bool) -> FloatTensor<Self> {
                 if coded {
-                    let cols = *values.shape.as_slice().last().unwrap();
-                    let rows = values.num_elements() / cols;
+                    let (rows, cols) = matrix_shape(values.shape.as_slice()).unwrap();
                     let weights = values.to_vec::<f32>().unwrap();
                     let decoded =
                         encode(Format::Q8, &qins_codec::Slice::new(&weights, rows, cols)).unwrap().matrix().decode();

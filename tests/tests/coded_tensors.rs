@@ -1,5 +1,5 @@
-//! Coded tensors through Burn's own API, against the same computation on the decoded weights, on a backend with a kernel
-//! (Flex) and on one without (NdArray).
+//! Coded tensors through Burn's own API, against the same computation on the decoded weights: on the backends with a
+//! kernel, and on one without.
 
 use burn::{
     module::{Module, Param},
@@ -10,6 +10,7 @@ use burn::{
         backend::Backend,
     },
 };
+use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use proptest::prelude::*;
@@ -17,6 +18,9 @@ use qins_backend::{Policy, Qins, QinsFloat, QinsTensor};
 use qins_codec::Format;
 
 type Q<B> = Qins<B>;
+
+/// A backend that no kernel knows: everything is decoded in its own operations.
+type Portable = Autodiff<Flex>;
 
 /// An encoded tensor and what it stands for.
 fn coded<B: Backend, const D: usize>(format: Format, shape: [usize; D]) -> (Tensor<Q<B>, D>, Tensor<Q<B>, D>) {
@@ -80,15 +84,38 @@ fn views<B: Backend>(format: Format, rows: usize, cols: usize) {
     assert_same(float().transpose().reshape(flat), decoded.clone().transpose().reshape(flat));
 
     let indices = |n: usize| Tensor::<Q<B>, 1, Int>::from_data([n as i64 - 1, 0, n as i64 / 2], &device);
-    assert_same(float().select(0, indices(rows)), decoded.clone().select(0, indices(rows)));
+    let selected = float().select(0, indices(rows));
+    assert!(is_coded(&selected), "rows are selected as codes");
+    assert_same(selected.clone(), decoded.clone().select(0, indices(rows)));
+    let x: Tensor<Q<B>, 2> = Tensor::random([2, cols], Distribution::Default, &device);
+    let product = x.clone().matmul(decoded.clone().select(0, indices(rows)).transpose());
+    assert_close(x.matmul(selected.transpose()), product);
+    let expanded = float().transpose().expand([2, 3, cols, rows]);
+    assert!(is_coded(&expanded), "expanding leaves the codes");
+    let decoded_expanded = decoded.clone().transpose().expand([2, 3, cols, rows]);
+    assert_same(expanded.clone(), decoded_expanded.clone());
+    let x: Tensor<Q<B>, 4> = Tensor::random([2, 1, 4, cols], Distribution::Default, &device);
+    assert_close(x.clone().matmul(expanded.clone()), x.matmul(decoded_expanded.clone()));
+    let part = [1..2, 1..3, 0..cols, 0..rows];
+    assert!(is_coded(&expanded.clone().slice(part.clone())));
+    assert_same(expanded.slice(part.clone()), decoded_expanded.slice(part));
     assert_same(float().select(1, indices(cols)), decoded.clone().select(1, indices(cols)));
     let transposed = decoded.clone().transpose();
     assert_same(float().transpose().select(1, indices(rows)), transposed.select(1, indices(rows)));
-    // Burn's quantized operations: codes of whole rows stay as they are.
-    assert_close(codes.clone().select(0, indices(rows)).dequantize(), decoded.clone().select(0, indices(rows)));
-    assert_close(codes.clone().slice([0..rows, 0..cols]).dequantize(), decoded);
+    // Burn's quantized operations: codes of whole rows stay as they are, whichever way the tensor lies.
+    assert_same(codes.clone().select(0, indices(rows)).dequantize(), decoded.clone().select(0, indices(rows)));
+    assert_same(codes.clone().flip([0]).dequantize(), decoded.clone().flip([0]));
+    assert_same(codes.clone().transpose().flip([1]).dequantize(), decoded.clone().transpose().flip([1]));
+    assert_same(codes.clone().slice([0..rows, 0..cols]).dequantize(), decoded.clone());
+    assert_same(codes.clone().slice([rows - 1..rows, 0..cols]).dequantize(), decoded.clone().slice([rows - 1..rows]));
+    assert_same(codes.clone().expand([2, rows, cols]).dequantize(), decoded.clone().expand([2, rows, cols]));
+    let loaded = Tensor::<Q<B>, 3>::from_data(codes.clone().expand([2, rows, cols]).into_data(), &device);
+    assert_same(loaded.dequantize(), decoded.expand([2, rows, cols]));
 
     let (codes, decoded) = coded::<B, 3>(format, [rows, 3, cols]);
+    assert!(is_coded(&lazy(codes.clone()).select(0, indices(rows))));
+    assert_same(lazy(codes.clone()).select(0, indices(rows)), decoded.clone().select(0, indices(rows)));
+    assert_same(lazy(codes.clone()).select(1, indices(3)), decoded.clone().select(1, indices(3)));
     let permuted = lazy(codes).permute([2, 0, 1]);
     assert!(is_coded(&permuted));
     assert_same(permuted.clone() * 2.0, decoded.clone().permute([2, 0, 1]) * 2.0);
@@ -142,11 +169,12 @@ fn slices_of_whole_rows_and_groups_stay_coded() {
         assert!(stays::<B>([9, 128], [2..7, 0..128]), "rows");
         assert!(stays::<B>([9, 256], [2..7, 128..256]), "rows and groups");
         assert!(stays::<B>([8, 70], [4..6, 0..70]), "rows with a tail, from a whole word of scale codes");
+        assert!(stays::<B>([8, 70], [1..6, 0..70]), "scale codes that start within a word");
         assert!(!stays::<B>([9, 256], [2..7, 100..256]), "part of a group");
-        assert!(!stays::<B>([8, 70], [1..6, 0..70]), "scale codes that start within a word");
     }
     check::<Flex>();
     check::<NdArray>();
+    check::<Portable>();
 }
 
 fn layers<B: Backend>() {
@@ -200,6 +228,7 @@ proptest! {
     fn products_on_codes_equal_products_on_floats(format in any_format(), m in 1usize..5, input in 1usize..90, output in 1usize..40) {
         products::<Flex>(format, m, input, output);
         products::<NdArray>(format, m, input, output);
+        products::<Portable>(format, m, input, output);
     }
 
     #[test]
@@ -212,15 +241,18 @@ proptest! {
         // Whole groups, and all the same with a row tail.
         parts::<Flex>(format, rows, groups * 32, (row, group * 32), (height, width * 32));
         parts::<NdArray>(format, rows, groups * 32, (row, group * 32), (height, width * 32));
+        parts::<Portable>(format, rows, groups * 32, (row, group * 32), (height, width * 32));
         let cols = groups * 32 - cut;
         parts::<Flex>(format, rows, cols, (row, group * 32), (height, (width * 32).min(cols - group * 32)));
         parts::<NdArray>(format, rows, cols, (row, cols / 2), (height, cols - cols / 2));
+        parts::<Portable>(format, rows, cols, (row, cols / 2), (height, cols - cols / 2));
     }
 
     #[test]
     fn views_show_the_decoded_weights(format in any_format(), rows in 1usize..9, cols in 1usize..70) {
         views::<Flex>(format, rows, cols);
         views::<NdArray>(format, rows, cols);
+        views::<Portable>(format, rows, cols);
     }
 }
 
@@ -228,6 +260,77 @@ proptest! {
 fn burns_layers_run_on_codes() {
     layers::<Flex>();
     layers::<NdArray>();
+    layers::<Portable>();
+}
+
+#[test]
+fn empty_tensors_encode_slice_select_and_record() {
+    fn check<B: Backend>() {
+        let device = Default::default();
+        for shape in [[0, 4], [3, 0], [0, 0]] {
+            let float = Tensor::<Q<B>, 2>::zeros(shape, &device);
+            let quantized = float.clone().quantize_dynamic(&Default::default());
+            assert_eq!(quantized.dims(), shape);
+            assert_same(quantized.clone().dequantize(), float.clone());
+            assert_same(quantized.clone().transpose().dequantize() * 2.0, float.clone().transpose());
+            let loaded = Tensor::<Q<B>, 2>::from_data(quantized.into_data(), &device);
+            assert_same(loaded.dequantize(), float);
+        }
+        let (codes, decoded) = coded::<B, 2>(Format::Q8, [5, 40]);
+        let none = Tensor::<Q<B>, 1, Int>::empty([0], &device);
+        assert_same(codes.clone().select(0, none.clone()).dequantize(), decoded.clone().select(0, none.clone()));
+        assert_same(lazy(codes.clone()).select(0, none.clone()), decoded.clone().select(0, none));
+        assert_same(codes.clone().slice([2..2]).dequantize(), decoded.clone().slice([2..2]));
+        assert_same(lazy(codes).slice([2..2, 3..9]), decoded.slice([2..2, 3..9]));
+    }
+    check::<Flex>();
+    check::<NdArray>();
+    check::<Portable>();
+}
+
+#[test]
+fn an_index_beyond_its_dimension_fails_as_it_does_on_floats() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    fn check<B: Backend>() {
+        let (codes, _) = coded::<B, 2>(Format::Q8, [3, 40]);
+        let gather = |tensor: Tensor<Q<B>, 2>, dim: usize, index: i64| {
+            let shape = if dim == 0 { [1, tensor.dims()[1]] } else { [tensor.dims()[0], 1] };
+            let indices = Tensor::<Q<B>, 2, Int>::full(shape, index, &Default::default());
+            catch_unwind(AssertUnwindSafe(|| drop(tensor.gather(dim, indices).into_data()))).is_ok()
+        };
+        for dim in [0, 1] {
+            for tensor in [lazy(codes.clone()), lazy(codes.clone()).transpose()] {
+                let size = tensor.dims()[dim] as i64;
+                assert!(gather(tensor.clone(), dim, size - 1));
+                for index in [size, size + 1, 64, -1] {
+                    assert!(!gather(tensor.clone(), dim, index), "index {index} of {size} along {dim}");
+                }
+            }
+        }
+        for index in [3, -1] {
+            let indices = Tensor::<Q<B>, 1, Int>::from_data([index], &Default::default());
+            let select = || drop(lazy(codes.clone()).select(0, indices).into_data());
+            assert!(catch_unwind(AssertUnwindSafe(select)).is_err(), "row {index}");
+        }
+    }
+    check::<Flex>();
+    check::<NdArray>();
+    check::<Portable>();
+}
+
+#[test]
+fn f64_inputs_are_multiplied_in_f64() {
+    fn check<B: Backend>() {
+        let (weight, decoded) = coded::<B, 2>(Format::Q8, [33, 70]);
+        let x: Tensor<Q<B>, 2> = Tensor::random([3, 70], Distribution::Default, &Default::default());
+        let x = x.cast(FloatDType::F64) / 3.0;
+        let product = x.clone().matmul(weight.transpose());
+        assert_eq!(product.dtype(), FloatDType::F64.into());
+        let expected = x.matmul(decoded.cast(FloatDType::F64).transpose());
+        product.into_data().assert_approx_eq::<f64>(&expected.into_data(), Tolerance::rel_abs(1e-12, 1e-14));
+    }
+    check::<Flex>();
+    check::<NdArray>();
 }
 
 #[test]
@@ -254,6 +357,7 @@ fn every_backend_decodes_the_same_bits() {
     }
     for &format in Format::ALL {
         assert_eq!(decoded::<Flex>(format), decoded::<NdArray>(format));
+        assert_eq!(decoded::<Flex>(format), decoded::<Portable>(format));
     }
 }
 
@@ -276,8 +380,6 @@ fn a_weight_that_is_not_finite_is_named_by_its_path() {
 
 mod foreign_bytes {
     use super::*;
-    use burn::tensor::DType;
-    use qins_backend::QINS_SCHEME;
 
     fn data() -> TensorData {
         coded::<Flex, 2>(Format::Q8, [3, 40]).0.into_data()
@@ -315,7 +417,7 @@ mod foreign_bytes {
         let change = |at: usize, with: &[u8]| {
             let mut bytes = data().bytes.to_vec();
             bytes[at..at + with.len()].copy_from_slice(with);
-            load(TensorData::from_bytes_vec(bytes, [3, 40], DType::QFloat(QINS_SCHEME)))
+            load(TensorData::from_bytes_vec(bytes, [3, 40], data().dtype))
         };
         assert_eq!(change(4, &[9]), "QINS data of version 9: this program reads version 0");
         assert_eq!(change(0, b"GGUF"), "expected a QINS header, found other bytes");
