@@ -1,12 +1,11 @@
-//! One function, written for any Burn backend, run on every one that the machine has: the backend is a type, and nothing
-//! else changes.
+//! One function, written for any Burn backend, run on every one: the backend is a type, and nothing else changes.
 //!
 //!     cargo run --release --example swap_backend
+//!     cargo run --release --example swap_backend --features qins-examples/wgpu      (or cuda)
 
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
-use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use phi35_model::{Config, Phi3};
 use qins_backend::{Policy, Qins};
 use qins_codec::Format;
@@ -78,14 +77,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let demo = Demo::new()?;
     demo.both::<Flex>()?;
     demo.both::<NdArray>()?;
-    // Without a graphics device, or one of software, Burn's own message says so.
-    let gpu = std::panic::catch_unwind(|| -> Result<(), String> {
-        demo.both::<CubeBackend<WgpuRuntime, f32, i32, u32>>().map_err(|e| e.to_string())?;
-        demo.both::<Wgpu>().map_err(|e| e.to_string())
-    });
-    gpu.unwrap_or_else(|_| {
-        println!("wgpu: no graphics device");
-        Ok(())
-    })?;
+    #[cfg(feature = "wgpu")]
+    demo.both::<burn_wgpu::Wgpu>()?;
+    #[cfg(feature = "cuda")]
+    demo.both::<burn_cuda::Cuda>()?;
     Ok(())
 }

@@ -420,11 +420,11 @@ impl CheckpointTensor<'_> {
 
 impl Weights for CheckpointTensor<'_> {
     fn rows(&self) -> usize {
-        matrix_shape(&self.shape).map_or(0, |(rows, _)| rows)
+        matrix_shape(self.shape).map_or(0, |(rows, _)| rows)
     }
 
     fn cols(&self) -> usize {
-        matrix_shape(&self.shape).map_or(0, |(_, cols)| cols)
+        matrix_shape(self.shape).map_or(0, |(_, cols)| cols)
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {

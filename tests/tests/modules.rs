@@ -24,6 +24,7 @@ use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use qins_backend::{ParamPath, Policy, PolicyError, Qins, QinsFloat, QinsLinear, QinsLinearConfig, lazy_float, recode};
 use qins_codec::Format;
+use qins_import::{container::Container, load_container, save_container};
 use std::collections::BTreeMap;
 
 type Q<B> = Qins<B>;
@@ -260,6 +261,29 @@ fn recorders_round_trip_coded_parameters_between_backends() {
     let loaded = net::<Q<Flex>>().load_record(recorder.load(named, &Default::default()).unwrap());
     assert_eq!(coded(&loaded), coded(&encoded));
     assert_eq!(loaded.run().into_data(), expected.into_data());
+}
+
+#[test]
+fn containers_hold_any_coded_module() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("net");
+    // The parameter of one's own lies as it was made; Burn's own quantizer codes linear weights along `out`.
+    let by_policy = everything().encode(net::<Q<Flex>>()).unwrap();
+    let scheme = QuantScheme::default().with_value(QuantValue::Q8S).with_level(QuantLevel::Tensor);
+    let by_burn = net::<Q<Flex>>().quantize_weights(&mut Quantizer { calibration: Calibration::MinMax, scheme });
+    for (encoded, bits_kept) in [(by_policy, true), (by_burn, false)] {
+        save_container(&encoded, &path, true).unwrap();
+        let container = Container::open(&path).unwrap();
+        let loaded = load_container::<Flex, _>(net(), &container, |_| ()).unwrap();
+        if bits_kept {
+            assert_eq!(coded(&loaded), coded(&encoded));
+            assert_eq!(loaded.run().into_data(), encoded.run().into_data());
+        } else {
+            assert_close(loaded.run(), encoded.run());
+        }
+        let loaded = load_container::<NdArray, _>(net(), &container, |_| ()).unwrap();
+        assert_close(Tensor::from_data(loaded.run().into_data(), &Default::default()), encoded.run());
+    }
 }
 
 #[test]
