@@ -231,6 +231,9 @@ fn header(info: &TensorInfo) -> Result<Header, String> {
     if code.planes != [8] {
         return Err(format!("expected planes [8], found {:?}", code.planes));
     }
+    if info.shape.is_empty() {
+        return Err("expected a shape of at least one dimension".to_owned());
+    }
     let (rows, cols) =
         matrix_shape(&info.shape).ok_or_else(|| format!("shape {:?} is too large to address", info.shape))?;
     let header = Header { format, rows, cols, base: code.base, k: code.k };
