@@ -1,4 +1,4 @@
-//! What `q8` loses, beside 8-bit linear rounding in groups of 32 with a 16-bit scale: signal to noise and bits a weight.
+//! What every format loses, beside 8-bit linear rounding in groups of 32 with a 16-bit scale: signal to noise and bits a weight.
 //!
 //!     cargo run --release --example encode_error
 

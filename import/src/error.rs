@@ -5,6 +5,9 @@ use std::path::PathBuf;
 /// Why a checkpoint cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
+    /// A policy that does not fit the module.
+    #[error(transparent)]
+    Policy(#[from] qins_backend::PolicyError),
     /// The file cannot be opened or mapped.
     #[error("{}: {source}", file.display())]
     Open {

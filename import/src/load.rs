@@ -46,6 +46,7 @@ pub fn load_encoded<B: Backend, M: Module<Qins<B>>>(
     policy: &Policy,
     on_progress: impl FnMut(Progress<'_>),
 ) -> Result<M, ImportError> {
+    parameters::<Qins<B>, M>(&module, Some(policy))?;
     run::<Qins<B>, M, _>(module, &Encoding { checkpoint, policy }, on_progress)
 }
 
@@ -71,9 +72,7 @@ pub fn plan<B: Backend, M: Module<B>>(
     checkpoint: &Checkpoint,
     policy: &Policy,
 ) -> Result<Vec<Planned>, ImportError> {
-    let mut parameters = Parameters { path: ParamPath::default(), found: Vec::new(), policy: Some(policy) };
-    module.visit(&mut parameters);
-    let found = parameters.found;
+    let found = parameters::<B, M>(module, Some(policy))?;
     compare(&found, checkpoint)?;
     Ok(found.into_iter().map(|Parameter { name, format, .. }| Planned { name, format }).collect())
 }
@@ -271,9 +270,7 @@ fn run<B: Backend, M: Module<B>, P: Place<B>>(
     source: &P,
     on_progress: impl FnMut(Progress<'_>),
 ) -> Result<M, ImportError> {
-    let mut parameters = Parameters { path: ParamPath::default(), found: Vec::new(), policy: None };
-    module.visit(&mut parameters);
-    compare(&parameters.found, source.tensors())?;
+    compare(&parameters::<B, M>(&module, None)?, source.tensors())?;
 
     let mut loader = Loader { path: ParamPath::default(), source, on_progress, error: None, backend: PhantomData::<B> };
     let module = module.map(&mut loader);
@@ -295,6 +292,14 @@ pub(crate) fn in_checkpoint(path: &ParamPath, mut shape: Vec<usize>) -> (String,
     .find(|(container, here, _)| path.is(here, container))
     .map(|(_, here, there)| format!("{}{there}", name.strip_suffix(here).expect("the path ends in its field")));
     (renamed.unwrap_or(name), shape)
+}
+
+/// The parameters of a module, with their formats. Fails for a pattern of the policy that takes none of them.
+fn parameters<B: Backend, M: Module<B>>(module: &M, policy: Option<&Policy>) -> Result<Vec<Parameter>, ImportError> {
+    let mut parameters = Parameters { path: ParamPath::default(), paths: Vec::new(), found: Vec::new(), policy };
+    module.visit(&mut parameters);
+    policy.map_or(Ok(()), |policy| policy.check(&parameters.paths))?;
+    Ok(parameters.found)
 }
 
 /// Every parameter against the header.
@@ -333,6 +338,7 @@ struct Parameter {
 /// Collects names and shapes without initialising a parameter.
 struct Parameters<'a> {
     path: ParamPath,
+    paths: Vec<ParamPath>,
     found: Vec<Parameter>,
     policy: Option<&'a Policy>,
 }
@@ -349,6 +355,7 @@ impl<B: Backend> ModuleVisitor<B> for Parameters<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let (name, shape) = in_checkpoint(&self.path, param.lazy_shape().to_vec());
         let format = self.policy.and_then(|policy| policy.format(&self.path));
+        self.paths.push(self.path.clone());
         self.found.push(Parameter { name, shape, format });
     }
 }

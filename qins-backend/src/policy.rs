@@ -140,18 +140,28 @@ impl Policy {
     /// The first weight with NaN or infinity, by path, and by row and column of `[out, in]`; a pattern that takes
     /// nothing.
     pub fn encode<B: Backend, M: Module<Qins<B>>>(&self, module: M) -> Result<M, PolicyError> {
-        let taken = vec![false; self.rules.len()];
-        let mut encoder = ModuleEncoder { policy: self, path: ParamPath::default(), taken, error: None };
+        let mut encoder = ModuleEncoder { policy: self, path: ParamPath::default(), seen: Vec::new(), error: None };
         let module = module.map(&mut encoder);
         if let Some(error) = encoder.error {
             return Err(error);
         }
-        for (rule, taken) in self.rules.iter().zip(encoder.taken) {
-            if let (Selector::Pattern { text, .. }, false) = (&rule.takes, taken) {
+        self.check(&encoder.seen)?;
+        Ok(module)
+    }
+
+    /// Whether every pattern takes one of a module's parameters: one that takes none was hardly meant so.
+    ///
+    /// # Errors
+    /// [`PolicyError::NothingTaken`] names the first that takes none.
+    pub fn check(&self, parameters: &[ParamPath]) -> Result<(), PolicyError> {
+        for Rule { takes, .. } in &self.rules {
+            if let Selector::Pattern { text, .. } = takes
+                && !parameters.iter().any(|parameter| takes.matches(parameter))
+            {
                 return Err(PolicyError::NothingTaken { pattern: text.clone() });
             }
         }
-        Ok(module)
+        Ok(())
     }
 }
 
@@ -268,15 +278,14 @@ impl ParamPath {
 struct ModuleEncoder<'a> {
     policy: &'a Policy,
     path: ParamPath,
-    /// Whether each rule of the policy took a parameter.
-    taken: Vec<bool>,
+    /// Every parameter so far.
+    seen: Vec<ParamPath>,
     error: Option<PolicyError>,
 }
 
 impl ModuleEncoder<'_> {
     fn encode<B: Backend, const D: usize>(&mut self, tensor: Tensor<Qins<B>, D>) -> Tensor<Qins<B>, D> {
-        let rules = &self.policy.rules;
-        rules.iter().zip(&mut self.taken).for_each(|(rule, taken)| *taken |= rule.takes.matches(&self.path));
+        self.seen.push(self.path.clone());
         let Some(format) = self.policy.format(&self.path).filter(|_| self.error.is_none()) else {
             return tensor;
         };

@@ -7,7 +7,7 @@ use burn_backend::{
 use qins_codec::{
     Decoder, EncodeError, Encoded, Format, Header, LayoutError, Weights, encode, encode_with, matrix_shape,
 };
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// The float primitive of [`Qins<B>`]: `B`'s own, or codes that stand for it until an operation needs floats.
 #[derive(Debug, Clone)]
@@ -217,26 +217,39 @@ impl<B: Backend> QinsTensor<B> {
         let Header { format, rows: all_rows, cols: all_cols, .. } = header;
         let (rows, cols, view) = self.view.slice(slices, all_rows, all_cols)?;
         let on_group = |col: usize| {
-            col == all_cols || (col.is_multiple_of(format.group()) && (col * format.code_bits()).is_multiple_of(32))
+            let unit_bits = 32 * format.unit_words();
+            col == all_cols
+                || (col.is_multiple_of(format.group()) && (col * format.code_bits()).is_multiple_of(unit_bits))
         };
         if !on_group(cols.start) || !on_group(cols.end) {
             return None;
         }
-        let part = |words: &IntTensor<B>, bytes: fn(Format, usize) -> usize| {
-            let (skipped, kept, row) = (bytes(format, cols.start), bytes(format, cols.len()), bytes(format, all_cols));
+        // `shared` bytes at the start of every row belong to all of its columns.
+        let part = |words: &IntTensor<B>, shared: usize, [skipped, kept, row]: [usize; 3]| {
             let (start, end) = (rows.start * row, rows.end * row);
             if kept == row && start.is_multiple_of(4) {
                 // Whole rows follow each other. Bytes of the next row in the last word are never read.
                 return B::int_slice(words.clone(), &[(start / 4..end.div_ceil(4)).into()]);
             }
-            let unit = if [row, skipped, kept].iter().all(|n| n.is_multiple_of(4)) { 4 } else { 1 };
+            let unit = if [row, skipped, kept, shared].iter().all(|n| n.is_multiple_of(4)) { 4 } else { 1 };
             kernels::map_rows::<B>(words.clone(), all_rows, row, unit, |table| {
-                let columns = skipped / unit..(skipped + kept) / unit;
-                B::int_slice(table, &[rows.clone().into(), columns.into()])
+                let take = |bytes: Range<usize>| {
+                    let columns = bytes.start / unit..bytes.end / unit;
+                    B::int_slice(table.clone(), &[rows.clone().into(), columns.into()])
+                };
+                let own = take(shared + skipped..skipped + kept);
+                if shared == 0 { own } else { B::int_cat(vec![take(0..shared), own], 1) }
             })
         };
-        let codes = part(&self.codes, Format::code_bytes);
-        let scales = if format.is_raw() { self.scales.clone() } else { part(&self.scales, Format::scale_bytes) };
+        let sizes = |bytes: fn(Format, usize) -> usize, shared: usize| {
+            [bytes(format, cols.start) - shared, bytes(format, cols.len()), bytes(format, all_cols)]
+        };
+        let codes = part(&self.codes, 0, sizes(Format::code_bytes, 0));
+        let base = format.base_bytes();
+        let scales = match format.is_raw() {
+            true => self.scales.clone(),
+            false => part(&self.scales, base, sizes(Format::scale_bytes, base)),
+        };
         let decoder = Decoder::new(Header { rows: rows.len(), cols: cols.len(), ..header }).ok()?;
         Some(Self::from_words(codes, scales, Arc::new(decoder), view))
     }

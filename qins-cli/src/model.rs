@@ -22,10 +22,13 @@ pub struct ModelArgs {
     /// What computes
     #[arg(long, value_enum, default_value_t = BackendName::default())]
     backend: BackendName,
-    /// How the weights of a Hugging Face directory are held in memory: f32, or encoded on the fly: q8, f16, bf16
-    /// [default: f32]
+    /// How the weights of a Hugging Face directory are held in memory: f32, or encoded on the fly: q8, q8h, q12, q6, q4,
+    /// q3, q2, log8, f16, bf16 [default: f32]
     #[arg(long)]
     format: Option<Storage>,
+    /// Another format, or `float`, for what a pattern takes, as in lm_head=q12 or 'model.layers.*.mlp.**=q4'
+    #[arg(long, value_name = "GLOB=FORMAT", requires = "format")]
+    set: Vec<Setting>,
     /// Threads [default: one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -126,7 +129,7 @@ impl ModelArgs {
                 task.run(&model, start.elapsed().as_secs_f64())
             }
             Storage::Encoded(format) => {
-                let policy = policy(format, &checkpoint);
+                let policy = policy(format, &checkpoint, &self.set)?;
                 let model = load_encoded::<B, _>(config.init(&device)?, &checkpoint, &policy, on_progress)?;
                 bar.finish_and_clear();
                 task.run(&model, start.elapsed().as_secs_f64())
@@ -143,9 +146,34 @@ pub fn use_threads(threads: Option<u16>) -> Result<()> {
     }
 }
 
-/// Linear weights in a format, embeddings in 16 bits.
-pub fn policy(format: Format, checkpoint: &Checkpoint) -> Policy {
-    Policy::linear(format).with_embeddings(checkpoint.half_format())
+/// A rule of a policy on the command line.
+#[derive(Clone)]
+pub struct Setting {
+    pattern: String,
+    /// `None` leaves it in float.
+    format: Option<Format>,
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, format) = text.split_once('=').ok_or("expected GLOB=FORMAT")?;
+        let format = match format {
+            "float" => None,
+            name => Some(name.parse().map_err(|error: qins_codec::UnknownFormat| format!("{error}, float"))?),
+        };
+        Ok(Self { pattern: pattern.to_owned(), format })
+    }
+}
+
+/// Linear weights in a format, embeddings in 16 bits, and then what the settings say.
+pub fn policy(format: Format, checkpoint: &Checkpoint, settings: &[Setting]) -> Result<Policy> {
+    let policy = Policy::linear(format).with_embeddings(checkpoint.half_format());
+    Ok(settings.iter().try_fold(policy, |policy, Setting { pattern, format }| match format {
+        Some(format) => policy.set(pattern, *format),
+        None => policy.keep(pattern),
+    })?)
 }
 
 /// On standard error, and only if that is a terminal.

@@ -3,6 +3,7 @@
 use qins_tests::write_model;
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -61,6 +62,42 @@ fn generate_prints_the_documented_object() {
         answers.push(answer["ids"].clone());
     }
     assert_eq!(answers[0], answers[2], "threads change nothing");
+}
+
+#[test]
+fn formats_are_set_by_pattern() {
+    let directory = model();
+    let output = directory.path().join("out");
+    let output = output.to_str().unwrap();
+    let set = ["--format", "q4", "--set", "lm_head=q12", "--set", "model.layers.1.**=q6", "--set", "**.o_proj=float"];
+    let convert = [&["convert", "-o", output, "--json"][..], &set].concat();
+    let report = json_of(run(&convert, directory.path()));
+    let formats: BTreeMap<&str, &str> = report["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tensor| (tensor["name"].as_str().unwrap(), tensor["format"].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ("lm_head.weight", "q12"),
+        ("model.layers.0.mlp.down_proj.weight", "q4"),
+        ("model.layers.1.mlp.down_proj.weight", "q6"),
+        ("model.layers.1.self_attn.o_proj.weight", "f32"),
+    ];
+    for (name, format) in expected {
+        assert_eq!(formats[name], format, "{name}");
+    }
+    let generate = ["generate", "--ids", "1,2,3", "-n", "8", "--ignore-eos", "--json"];
+    let stored = json_of(run(&generate, Path::new(output)));
+    let on_the_fly = json_of(run(&[&generate[..], &set].concat(), directory.path()));
+    assert_eq!(stored["ids"], on_the_fly["ids"]);
+
+    let nothing = ["generate", "--ids", "1", "--format", "q8", "--set", "lm_haed=q4"];
+    assert!(failure(run(&nothing, directory.path())).contains("the pattern `lm_haed` takes no parameter"));
+    for bad in ["lm_head", "lm_head=q5"] {
+        let arguments = ["generate", "--ids", "1", "--format", "q8", "--set", bad];
+        assert_eq!(run(&arguments, directory.path()).status.code(), Some(2), "{bad}");
+    }
 }
 
 #[test]
@@ -142,7 +179,7 @@ fn bad_usage_exits_with_2() {
         assert!(!output.stderr.is_empty());
     }
     let message = run(&["generate", "--ids", "1", "--format", "q99"], directory.path()).stderr;
-    assert!(String::from_utf8(message).unwrap().contains("expected one of q8, f16, bf16, f32"));
+    assert!(String::from_utf8(message).unwrap().contains("expected one of q8, q8h, q12, q6, "));
 }
 
 #[test]

@@ -6,44 +6,99 @@ use std::{fmt, str::FromStr};
 pub enum Format {
     /// Projective law, sign and 7-bit magnitude, groups of 32 with one 8-bit scale code: 8.25 bits a weight.
     Q8,
+    /// As `q8` in groups of 16: 8.5 bits.
+    Q8h,
+    /// Projective law, sign and 11-bit magnitude, groups of 32: 12.25 bits.
+    Q12,
+    /// Groups of 16 with a signed scale and one of four tables of 64 entries: 6.5 bits, and a base for each row.
+    Q6,
+    /// The same with 16 entries: 4.5 bits.
+    Q4,
+    /// The same with 8 entries: 3.5 bits.
+    Q3,
+    /// The same with 4 entries: 2.5 bits.
+    Q2,
+    /// Logarithmic law, sign and 7-bit magnitude, groups of 32: 8.25 bits.
+    Log8,
     /// IEEE half precision, as it is: 16 bits a weight.
     F16,
     /// The upper half of an f32, as it is: 16 bits a weight.
     Bf16,
 }
 
+/// What a code stands for, in units of its group's scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Law {
+    /// Sign and magnitude by the projective law.
+    Projective,
+    /// Sign and magnitude by the logarithmic law.
+    Logarithmic,
+    /// An entry of one of the integer tables in `shaped.rs`.
+    Shaped,
+    /// The bits of a float.
+    Raw,
+}
+
+struct Properties {
+    name: &'static str,
+    group: usize,
+    code_bits: usize,
+    law: Law,
+}
+
 impl Format {
     /// Every format, in the order of the documents.
-    pub const ALL: &'static [Format] = &[Format::Q8, Format::F16, Format::Bf16];
+    pub const ALL: &'static [Format] = &[
+        Format::Q8,
+        Format::Q8h,
+        Format::Q12,
+        Format::Q6,
+        Format::Q4,
+        Format::Q3,
+        Format::Q2,
+        Format::Log8,
+        Format::F16,
+        Format::Bf16,
+    ];
+
+    fn properties(self) -> Properties {
+        let of = |name, group, code_bits, law| Properties { name, group, code_bits, law };
+        match self {
+            Format::Q8 => of("q8", 32, 8, Law::Projective),
+            Format::Q8h => of("q8h", 16, 8, Law::Projective),
+            Format::Q12 => of("q12", 32, 12, Law::Projective),
+            Format::Q6 => of("q6", 16, 6, Law::Shaped),
+            Format::Q4 => of("q4", 16, 4, Law::Shaped),
+            Format::Q3 => of("q3", 16, 3, Law::Shaped),
+            Format::Q2 => of("q2", 16, 2, Law::Shaped),
+            Format::Log8 => of("log8", 32, 8, Law::Logarithmic),
+            Format::F16 => of("f16", 1, 16, Law::Raw),
+            Format::Bf16 => of("bf16", 1, 16, Law::Raw),
+        }
+    }
 
     /// The name used on command lines and in files.
     pub fn name(self) -> &'static str {
-        match self {
-            Format::Q8 => "q8",
-            Format::F16 => "f16",
-            Format::Bf16 => "bf16",
-        }
+        self.properties().name
     }
 
     /// Weights that share one scale; 1 where weights have none.
     pub fn group(self) -> usize {
-        match self {
-            Format::Q8 => 32,
-            Format::F16 | Format::Bf16 => 1,
-        }
+        self.properties().group
+    }
+
+    pub(crate) fn law(self) -> Law {
+        self.properties().law
     }
 
     /// Whether weights are kept as they are, without scales.
     pub fn is_raw(self) -> bool {
-        matches!(self, Format::F16 | Format::Bf16)
+        self.law() == Law::Raw
     }
 
     /// Bits of one code.
     pub fn code_bits(self) -> usize {
-        match self {
-            Format::Q8 => 8,
-            Format::F16 | Format::Bf16 => 16,
-        }
+        self.properties().code_bits
     }
 
     /// Scaled groups in a row of `cols` weights; the last may be shorter.
@@ -51,15 +106,34 @@ impl Format {
         if self.is_raw() { 0 } else { cols.div_ceil(self.group()) }
     }
 
-    /// Bytes of codes in a row of `cols` weights: rows start at multiples of four bytes, so that a device without
-    /// byte addressing can read them as 32-bit words.
-    pub fn code_bytes(self, cols: usize) -> usize {
-        (cols * self.code_bits() / 8).next_multiple_of(4)
+    /// 32-bit words after which codes start at a word again: code `i` of a row is bits `i * code_bits` and up of its
+    /// bytes, lowest first.
+    pub fn unit_words(self) -> usize {
+        match self.code_bits() {
+            3 | 6 | 12 => 3,
+            _ => 1,
+        }
     }
 
-    /// Bytes of scale codes in a row of `cols` weights.
+    /// Bytes of codes in a row of `cols` weights: rows are whole units of [`unit_words`](Self::unit_words), so that a
+    /// device without byte addressing can read them as 32-bit words.
+    pub fn code_bytes(self, cols: usize) -> usize {
+        (cols * self.code_bits()).div_ceil(8).next_multiple_of(4 * self.unit_words())
+    }
+
+    /// Bytes before the scale codes of a row: its own base, an f32, where rows have one.
+    pub fn base_bytes(self) -> usize {
+        if self.law() == Law::Shaped { size_of::<f32>() } else { 0 }
+    }
+
+    /// Bytes of the base and the scale codes of a row of `cols` weights.
     pub fn scale_bytes(self, cols: usize) -> usize {
-        self.groups(cols)
+        self.base_bytes() + self.groups(cols)
+    }
+
+    /// Which of the decoder's tables a scale code chooses.
+    pub fn shape(self, scale_code: u8) -> usize {
+        if self.law() == Law::Shaped { usize::from(scale_code & 3) } else { 0 }
     }
 
     pub(crate) fn names() -> String {
@@ -106,7 +180,7 @@ mod tests {
         }
         assert_eq!(
             "q9".parse::<Format>().unwrap_err().to_string(),
-            "unknown format `q9`: expected one of q8, f16, bf16"
+            "unknown format `q9`: expected one of q8, q8h, q12, q6, q4, q3, q2, log8, f16, bf16"
         );
     }
 }

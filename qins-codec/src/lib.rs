@@ -23,17 +23,21 @@ mod error;
 mod format;
 mod matmul;
 mod matrix;
+mod pack;
 mod projective;
 mod raw;
 mod scale;
+mod shaped;
 mod signed;
 mod weights;
+
+use format::Law;
 
 pub use deviation::Deviation;
 pub use error::{EncodeError, HeaderError, LayoutError, UnknownFormat};
 pub use format::Format;
 pub use matrix::{Decoder, Encoded, Header, Matrix};
-pub use projective::{K_GRID, projective_table};
+pub use projective::{K_GRID, OCTAVES, logarithmic_table, projective_table};
 pub use scale::{SCALE_STEPS, ZERO_GROUP, scale};
 pub use weights::{Slice, Weights, matrix_shape};
 
@@ -45,9 +49,10 @@ pub use weights::{Slice, Weights, matrix_shape};
 /// [`EncodeError::NotFinite`] names the first NaN or infinite weight by row and column, [`EncodeError::OutOfRange`] the
 /// first that is too large for a 16-bit float.
 pub fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
-    match format {
-        Format::Q8 => signed::encode(format, weights),
-        Format::F16 | Format::Bf16 => raw::encode(format, weights),
+    match format.law() {
+        Law::Projective | Law::Logarithmic => signed::encode(format, weights),
+        Law::Shaped => shaped::encode(format, weights),
+        Law::Raw => raw::encode(format, weights),
     }
 }
 
@@ -62,8 +67,9 @@ pub fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeE
 /// If the header's shape is not that of the weights.
 pub fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     assert_eq!((header.rows, header.cols), (weights.rows(), weights.cols()), "header and weights differ in shape");
-    match header.format {
-        Format::Q8 => signed::encode_with(header, weights),
-        Format::F16 | Format::Bf16 => raw::encode(header.format, weights),
+    match header.format.law() {
+        Law::Projective | Law::Logarithmic => signed::encode_with(header, weights),
+        Law::Shaped => shaped::encode_again(header.format, weights),
+        Law::Raw => raw::encode(header.format, weights),
     }
 }

@@ -1,9 +1,11 @@
 use crate::{
     Format,
     error::{HeaderError, LayoutError},
+    format::Law,
+    pack::unpack,
     raw,
     scale::scale,
-    signed,
+    shaped, signed,
 };
 use std::borrow::Cow;
 
@@ -16,9 +18,9 @@ pub struct Header {
     pub rows: usize,
     /// Columns, along `in`.
     pub cols: usize,
-    /// Scale of scale code 0: one step above the largest magnitude.
+    /// Scale of scale code 0: one step above the largest magnitude. Not used where every row has its own.
     pub base: f32,
-    /// Shape of the projective law.
+    /// Shape of the projective law, or octaves of the logarithmic one.
     pub k: f64,
 }
 
@@ -113,12 +115,16 @@ impl Decoder {
     /// Builds the tables.
     pub fn new(header: Header) -> Result<Self, HeaderError> {
         header.validate()?;
-        let values = match header.format {
-            Format::Q8 => Box::from(signed::code_values(header.k)),
-            // Sixteen bits are decoded by arithmetic; see `code_values` for the table.
-            Format::F16 | Format::Bf16 => Box::from([]),
+        let values = match header.format.law() {
+            Law::Projective | Law::Logarithmic => signed::code_values(header.format, header.k).into(),
+            Law::Shaped => shaped::tables(header.format).concat().into_iter().map(f32::from).collect(),
+            // Sixteen bits are decoded by arithmetic; see `values` for the table.
+            Law::Raw => Box::from([]),
         };
-        let scales = Box::new(std::array::from_fn(|code| scale(header.base, code as u8)));
+        let scales = Box::new(std::array::from_fn(|code| match header.format.law() {
+            Law::Shaped => shaped::relative_scale(code as u8),
+            _ => scale(header.base, code as u8),
+        }));
         Ok(Self { header, values, scales })
     }
 
@@ -127,15 +133,16 @@ impl Decoder {
         &self.header
     }
 
-    /// `w/s` of every code: 256 or 65536 values.
+    /// `w/s` of every code; where groups choose among tables ([`Format::shape`]), one table after the other.
     pub fn values(&self) -> Cow<'_, [f32]> {
-        match self.header.format {
-            Format::Q8 => Cow::Borrowed(&self.values),
-            Format::F16 | Format::Bf16 => (0..=u16::MAX).map(|code| raw::value(self.header.format, code)).collect(),
+        match self.header.format.law() {
+            Law::Raw => (0..=u16::MAX).map(|code| raw::value(self.header.format, code)).collect(),
+            _ => Cow::Borrowed(&self.values),
         }
     }
 
-    /// The f32 scale of every scale code; without meaning where the format has no scales.
+    /// The f32 scale of every scale code, as a multiple of the row's base where rows have one
+    /// ([`Format::base_bytes`]); without meaning where the format has no scales.
     pub fn scales(&self) -> &[f32; 256] {
         &self.scales
     }
@@ -181,16 +188,24 @@ impl<'a> Matrix<'a> {
         assert!(row < rows, "row {row} of a matrix of {rows} rows");
         assert_eq!(out.len(), cols, "a row holds {cols} weights");
         let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
-        let codes = &self.codes[row * code_bytes..][..cols * format.code_bits() / 8];
+        let codes = &self.codes[row * code_bytes..][..code_bytes];
         if format.is_raw() {
             return raw::decode(format, codes, out);
         }
-        let scales = &self.scales[row * scale_bytes..][..scale_bytes];
-        let groups = out.chunks_mut(format.group()).zip(codes.chunks(format.group()));
-        for ((out, codes), &scale_code) in groups.zip(scales) {
-            let s = self.decoder.scales[scale_code as usize];
-            for (o, &code) in out.iter_mut().zip(codes) {
-                *o = s * self.decoder.values[code as usize];
+        let (base, scales) = self.scales[row * scale_bytes..][..scale_bytes].split_at(format.base_bytes());
+        let base = base.try_into().map_or(1.0, f32::from_le_bytes);
+        let (group, bits) = (format.group(), format.code_bits());
+        for (i, (out, &scale_code)) in out.chunks_mut(group).zip(scales).enumerate() {
+            let s = base * self.decoder.scales[scale_code as usize];
+            let values = &self.decoder.values[format.shape(scale_code) << bits..][..1 << bits];
+            if bits == 8 {
+                for (o, &code) in out.iter_mut().zip(&codes[i * group..]) {
+                    *o = s * values[code as usize];
+                }
+            } else {
+                for (j, o) in out.iter_mut().enumerate() {
+                    *o = s * values[usize::from(unpack(codes, bits, i * group + j))];
+                }
             }
         }
     }

@@ -1,9 +1,11 @@
-//! Formats with a sign bit and a magnitude code: the code byte is `sign << 7 | magnitude`.
+//! Formats with a sign bit and a magnitude code: `sign << (bits - 1) | magnitude`.
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
     error::EncodeError,
-    projective::{HALF, K_GRID, Nearest, projective_table},
+    format::Law,
+    pack::pack,
+    projective::{K_GRID, Nearest, OCTAVES, logarithmic_table, projective_table},
     scale::{SCALE_STEPS, ZERO_GROUP, base_for, relative_scale},
 };
 use rayon::prelude::*;
@@ -18,13 +20,24 @@ const REACH: i32 = 6;
 /// to half a cell, one scale code, and the code it was decoded from must still be within reach.
 const REACH_AGAIN: i32 = REACH + 2;
 
-/// `w/s` of every code byte.
-pub(crate) fn code_values(k: f64) -> [f32; 256] {
-    let table = projective_table(k);
-    std::array::from_fn(|code| if code < HALF { table[code] } else { -table[code - HALF] })
+/// Magnitude codes.
+fn half(format: Format) -> usize {
+    1 << (format.code_bits() - 1)
 }
 
-/// Encodes with the `k` of [`K_GRID`] that has the least squared error.
+/// `w/s` of every code; `constant` is `k`, or the octaves.
+pub(crate) fn code_values(format: Format, constant: f64) -> Vec<f32> {
+    let mut table = match format.law() {
+        Law::Logarithmic => logarithmic_table(constant),
+        _ => projective_table(constant, half(format)),
+    };
+    table.extend_from_within(..);
+    let half = half(format);
+    table[half..].iter_mut().for_each(|value| *value = -*value);
+    table
+}
+
+/// Encodes with the `k` of [`K_GRID`], or the octaves of [`OCTAVES`], of least squared error.
 pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     let base = base_for(largest_magnitude(weights)?);
     let k = best_k(format, weights, base);
@@ -78,21 +91,26 @@ fn best_k(format: Format, weights: &impl Weights, base: f32) -> f64 {
     for (i, row) in sample.chunks_exact_mut(cols).enumerate() {
         weights.read_row(i * step, row);
     }
-    let errors: Vec<f64> = K_GRID
+    let grid: &[f64] = if format.law() == Law::Logarithmic { &OCTAVES } else { &K_GRID };
+    let errors: Vec<f64> = grid
         .par_iter()
         .map(|&k| {
             let encoder = Encoder::new(format, base, k, REACH);
             let (mut codes, mut scales) = (vec![0; format.code_bytes(cols)], vec![0; format.scale_bytes(cols)]);
-            sample.chunks_exact(cols).map(|row| encoder.row(row, &mut codes, &mut scales)).sum()
+            let error = |row| {
+                codes.fill(0);
+                encoder.row(row, &mut codes, &mut scales)
+            };
+            sample.chunks_exact(cols).map(error).sum()
         })
         .collect();
-    let best = (0..K_GRID.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b])).expect("the grid is not empty");
-    K_GRID[best]
+    let best = (0..grid.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b])).expect("the grid is not empty");
+    grid[best]
 }
 
 /// Encodes rows with fixed constants. Works on `|w|/base`, so that no square overflows or vanishes.
 struct Encoder {
-    group: usize,
+    format: Format,
     base: f32,
     nearest: Nearest,
     reach: i32,
@@ -100,16 +118,23 @@ struct Encoder {
 
 impl Encoder {
     fn new(format: Format, base: f32, k: f64, reach: i32) -> Self {
-        Self { group: format.group(), base, nearest: Nearest::new(k), reach }
+        Self { format, base, nearest: Nearest::new(format.law(), half(format), k), reach }
     }
 
-    /// Writes codes and scale codes of one row; returns its squared error in units of the base.
+    /// Writes codes, where bytes are zero, and scale codes of one row; returns its squared error in units of the base.
     fn row(&self, row: &[f32], codes: &mut [u8], scales: &mut [u8]) -> f64 {
-        let groups = row.chunks(self.group).zip(codes.chunks_mut(self.group)).zip(scales);
-        groups.map(|((weights, codes), scale)| self.encode_group(weights, &mut codes[..weights.len()], scale)).sum()
+        let (group, bits) = (self.format.group(), self.format.code_bits());
+        let mut error = 0.0;
+        for (i, (weights, scale)) in row.chunks(group).zip(scales).enumerate() {
+            let mut buffer = [0; MAX_GROUP];
+            let of_group = &mut buffer[..weights.len()];
+            error += self.encode_group(weights, of_group, scale);
+            pack(of_group, bits, i * group, codes);
+        }
+        error
     }
 
-    fn encode_group(&self, weights: &[f32], codes: &mut [u8], scale: &mut u8) -> f64 {
+    fn encode_group(&self, weights: &[f32], codes: &mut [u16], scale: &mut u8) -> f64 {
         let mut buffer = [0f32; MAX_GROUP];
         let x = &mut buffer[..weights.len()];
         for (x, w) in x.iter_mut().zip(weights) {
@@ -136,8 +161,9 @@ impl Encoder {
             }
         }
         let inverse = 1.0 / relative_scale(*scale);
+        let sign = half(self.format) as u16;
         for ((code, &x), w) in codes.iter_mut().zip(&*x).zip(weights) {
-            *code = self.nearest.code(x * inverse).0 | if *w < 0.0 { HALF as u8 } else { 0 };
+            *code = self.nearest.code(x * inverse).0 | if *w < 0.0 { sign } else { 0 };
         }
         f64::from(best)
     }

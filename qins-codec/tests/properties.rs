@@ -29,6 +29,10 @@ fn bell(rows: usize, cols: usize) -> Vec<f32> {
     (0..rows * cols).map(|_| (0..12).map(|_| uniform()).sum::<f32>() * 0.02).collect()
 }
 
+fn largest(weights: &[f32]) -> f64 {
+    weights.iter().fold(0.0, |largest, w| f64::max(largest, w.abs().into()))
+}
+
 fn sqnr_db(weights: &[f32], decoded: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let signal: f64 = weights.iter().map(|&w| square(w.into())).sum();
@@ -140,27 +144,75 @@ fn illegal_headers_are_refused() {
 fn bytes_do_not_depend_on_the_number_of_threads() {
     let weights = bell(97, 200);
     let x = bell(3, 200);
-    let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let e = encode(Format::Q8, &Slice::new(&weights, 97, 200)).unwrap();
-            let product = e.matrix().matmul(&x, 3);
-            (e.codes().to_vec(), e.scales().to_vec(), *e.header(), product)
-        })
-    };
-    assert_eq!(run(1), run(7));
+    for &format in Format::ALL {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let e = encode(format, &Slice::new(&weights, 97, 200)).unwrap();
+                let product = e.matrix().matmul(&x, 3);
+                (e.codes().to_vec(), e.scales().to_vec(), *e.header(), product)
+            })
+        };
+        assert_eq!(run(1), run(7), "{format}");
+    }
 }
 
 #[test]
 fn encoding_bell_shaped_weights_again_adds_no_error() {
     let weights = bell(400, 300);
-    let first = encode(Format::Q8, &Slice::new(&weights, 400, 300)).unwrap();
-    let decoded = first.matrix().decode();
-    let second = encode_with(*first.header(), &Slice::new(&decoded, 400, 300)).unwrap();
-    assert_eq!(second.matrix().decode(), decoded);
+    for &format in Format::ALL {
+        let first = encode(format, &Slice::new(&weights, 400, 300)).unwrap();
+        let decoded = first.matrix().decode();
+        let second = encode_with(*first.header(), &Slice::new(&decoded, 400, 300)).unwrap();
+        assert!(second.matrix().decode() == decoded, "{format}");
+    }
+}
+
+#[test]
+fn formats_take_the_bits_of_their_names_and_lose_what_they_must() {
+    let weights = bell(64, 3072);
+    let mut previous = f64::INFINITY;
+    for (format, bits, floor) in [
+        (Format::Q12, 12.25, 70.0),
+        (Format::Q8h, 8.5, 47.5),
+        (Format::Q8, 8.25, 46.3),
+        (Format::Log8, 8.25, 40.8),
+        (Format::Q6, 6.51, 35.7),
+        (Format::Q4, 4.51, 23.8),
+        (Format::Q3, 3.51, 17.8),
+        (Format::Q2, 2.51, 11.5),
+    ] {
+        let encoded = encode(format, &Slice::new(&weights, 64, 3072)).unwrap();
+        let found = encoded.header().bits_per_weight();
+        assert!(found >= bits - 0.01 && found < bits + 0.002, "{format}: {found} bits");
+        let db = sqnr_db(&weights, &encoded.matrix().decode());
+        assert!(db >= floor && db < previous, "{format}: {db:.2} dB");
+        previous = db;
+    }
+}
+
+fn any_format() -> impl Strategy<Value = Format> {
+    prop::sample::select(Format::ALL)
 }
 
 proptest! {
+    #[test]
+    fn every_finite_matrix_encodes_in_every_format(format in any_format(), (rows, cols, weights) in any_matrix()) {
+        match encode(format, &Slice::new(&weights, rows, cols)) {
+            Ok(encoded) => {
+                for (&w, d) in weights.iter().zip(encoded.matrix().decode()) {
+                    prop_assert!(d.is_finite());
+                    // At most the distance to zero and back.
+                    prop_assert!(f64::from((w - d).abs()) <= largest(&weights) * 1.2, "{} became {}", w, d);
+                }
+            }
+            Err(error) => {
+                let is_too_large = matches!(error, EncodeError::OutOfRange { .. });
+                prop_assert!(format.is_raw() && is_too_large);
+            }
+        }
+    }
+
     #[test]
     fn every_finite_matrix_encodes_within_a_cell((rows, cols, weights) in any_matrix()) {
         let encoded = encode(Format::Q8, &Slice::new(&weights, rows, cols)).unwrap();
@@ -183,8 +235,8 @@ proptest! {
     }
 
     #[test]
-    fn encoding_again_with_the_same_constants_changes_nothing((rows, cols, weights) in any_matrix()) {
-        let first = encode(Format::Q8, &Slice::new(&weights, rows, cols)).unwrap();
+    fn encoding_again_with_the_same_constants_changes_nothing(format in any_format(), (rows, cols, weights) in any_matrix()) {
+        let Ok(first) = encode(format, &Slice::new(&weights, rows, cols)) else { return Ok(()) };
         let decoded = first.matrix().decode();
         let second = encode_with(*first.header(), &Slice::new(&decoded, rows, cols)).unwrap().matrix().decode();
         for (a, b) in decoded.iter().zip(&second) {
@@ -193,12 +245,12 @@ proptest! {
     }
 
     #[test]
-    fn a_transposed_slice_encodes_like_the_transposed_matrix((rows, cols, weights) in any_matrix()) {
+    fn a_transposed_slice_encodes_like_the_transposed_matrix(format in any_format(), (rows, cols, weights) in any_matrix()) {
         let moved: Vec<f32> = (0..cols).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| weights[r * cols + c]).collect();
         let view = Slice::new(&weights, rows, cols).transposed();
         prop_assert_eq!((view.rows(), view.cols()), (cols, rows));
-        let a = encode(Format::Q8, &view).unwrap();
-        let b = encode(Format::Q8, &Slice::new(&moved, cols, rows)).unwrap();
+        let Ok(a) = encode(format, &view) else { return Ok(()) };
+        let b = encode(format, &Slice::new(&moved, cols, rows)).unwrap();
         prop_assert_eq!(a.codes(), b.codes());
         prop_assert_eq!(a.scales(), b.scales());
     }
@@ -206,12 +258,13 @@ proptest! {
     #[test]
     fn matmul_is_the_product_with_the_decoded_matrix(
         (rows, cols) in (0usize..50, 0usize..100),
+        format in any_format(),
         m in 0usize..4,
         seed in any::<u32>(),
     ) {
         let weights: Vec<f32> = bell(rows, cols).into_iter().map(|w| w * (1.0 + (seed % 7) as f32)).collect();
         let x = bell(m, cols);
-        let encoded = encode(Format::Q8, &Slice::new(&weights, rows, cols)).unwrap();
+        let encoded = encode(format, &Slice::new(&weights, rows, cols)).unwrap();
         let decoded = encoded.matrix().decode();
         let product = encoded.matrix().matmul(&x, m);
         prop_assert_eq!(product.len(), m * rows);
@@ -225,10 +278,13 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_decode(rows in 0usize..5, cols in 0usize..70, bytes in prop::collection::vec(any::<u8>(), 600)) {
-        let header = Header { format: Format::Q8, rows, cols, base: 1.0, k: 0.4 };
+    fn any_bytes_decode(format in any_format(), rows in 0usize..5, cols in 0usize..70, bytes in prop::collection::vec(any::<u8>(), 600)) {
+        let header = Header { format, rows, cols, base: 1.0, k: 0.4 };
         let decoder = Decoder::new(header).unwrap();
         let matrix = decoder.matrix(&bytes[..header.code_bytes()], &bytes[600 - header.scale_bytes()..]).unwrap();
-        prop_assert!(matrix.decode().iter().all(|w| w.is_finite()));
+        let decoded = matrix.decode();
+        prop_assert_eq!(decoded.len(), rows * cols);
+        // Where the bytes hold no float themselves.
+        prop_assert!(format.is_raw() || format.base_bytes() > 0 || decoded.iter().all(|w| w.is_finite()));
     }
 }

@@ -15,7 +15,10 @@ use qins_import::{
     load, load_container, load_encoded, plan,
 };
 use qins_tests::{has_gpu, ids, read_json, read_tensor, shared};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 /// In float: nothing is encoded, whatever the backend.
 fn load_model<B: Backend>(directory: &Path) -> Phi3<B> {
@@ -273,12 +276,18 @@ fn one_container_gives_the_same_logits_on_every_backend() {
     let (directory, output) = (demo(), tempfile::tempdir().unwrap());
     let checkpoint = Checkpoint::open(&directory).unwrap();
     let config = Config::read(&directory.join("config.json")).unwrap();
-    let policy = Policy::linear(Format::Q8).with_embeddings(checkpoint.half_format());
-    let planned = plan(&config.init::<Flex>(&Default::default()).unwrap(), &checkpoint, &policy).unwrap();
-    let path = output.path().join("demo");
-    let converter = Converter::new(&directory, &checkpoint, &path, planned, policy.to_string(), false).unwrap();
-    converter.run(|_| ()).unwrap();
-    let container = Container::open(&path).unwrap();
+    let q8 = Policy::linear(Format::Q8).with_embeddings(checkpoint.half_format());
+    // Every format somewhere.
+    let mixed = [
+        ("model.layers.0.mlp", Format::Q8h),
+        ("model.layers.1", Format::Q6),
+        ("model.layers.2", Format::Q3),
+        ("model.layers.3.self_attn", Format::Log8),
+        ("model.layers.3.mlp.gate_up*", Format::Q2),
+        ("lm_head", Format::Q12),
+    ];
+    let q4 = Policy::linear(Format::Q4).with_embeddings(Format::Bf16);
+    let mixed = mixed.into_iter().fold(q4, |policy, (pattern, format)| policy.set(pattern, format).unwrap());
 
     fn run<B: Backend>(config: &Config, container: &Container) -> Vec<f32> {
         let ids: Vec<u32> = (0..60).map(|i| i * 7 % 512).collect();
@@ -286,14 +295,24 @@ fn one_container_gives_the_same_logits_on_every_backend() {
             load_container(config.init(&Default::default()).unwrap(), container, |_| ()).unwrap();
         logits(&model, &ids)
     }
-    let flex = run::<Flex>(&config, &container);
-    let mut others = vec![("NdArray", run::<NdArray>(&config, &container))];
-    if has_gpu() {
-        others.push(("Wgpu, fused", run::<Wgpu>(&config, &container)));
-        others.push(("Wgpu", run::<CubeBackend<WgpuRuntime, f32, i32, u32>>(&config, &container)));
-    }
-    for (name, other) in others {
-        let difference = largest_difference(&flex, &other);
-        assert!(difference < 1e-3, "{name}: logits differ by {difference}");
+    for (i, policy) in [q8, mixed].into_iter().enumerate() {
+        let planned = plan(&config.init::<Flex>(&Default::default()).unwrap(), &checkpoint, &policy).unwrap();
+        let path = output.path().join(i.to_string());
+        let converter = Converter::new(&directory, &checkpoint, &path, planned, policy.to_string(), false).unwrap();
+        converter.run(|_| ()).unwrap();
+        let container = Container::open(&path).unwrap();
+        let formats: BTreeSet<&str> = container.manifest().tensors.values().map(|t| t.format.as_str()).collect();
+        assert_eq!(formats.len(), [2, 9][i], "{formats:?}");
+
+        let flex = run::<Flex>(&config, &container);
+        let mut others = vec![("NdArray", run::<NdArray>(&config, &container))];
+        if has_gpu() {
+            others.push(("Wgpu, fused", run::<Wgpu>(&config, &container)));
+            others.push(("Wgpu", run::<CubeBackend<WgpuRuntime, f32, i32, u32>>(&config, &container)));
+        }
+        for (name, other) in others {
+            let difference = largest_difference(&flex, &other);
+            assert!(difference < 1e-3, "{policy} on {name}: logits differ by {difference}");
+        }
     }
 }

@@ -228,8 +228,9 @@ fn header(info: &TensorInfo) -> Result<Header, String> {
     if format.is_raw() {
         return Err(format!("a {format} tensor has no codes"));
     }
-    if code.planes != [8] {
-        return Err(format!("expected planes [8], found {:?}", code.planes));
+    let planes = [format.code_bits() as u8];
+    if code.planes != planes {
+        return Err(format!("expected planes {planes:?}, found {:?}", code.planes));
     }
     if info.shape.is_empty() {
         return Err("expected a shape of at least one dimension".to_owned());

@@ -157,7 +157,7 @@ pub(crate) fn constants(header: &Header, deviation: Option<Deviation>) -> CodeCo
     CodeConstants {
         base: header.base,
         k: header.k,
-        planes: vec![8],
+        planes: vec![header.format.code_bits() as u8],
         sqnr_db: deviation.and_then(|d| d.sqnr_db).map(|db| db as f32),
         max_abs_error: deviation.map(|d| d.max_abs_error as f32),
     }
@@ -387,7 +387,7 @@ fn longest_info(tensor: &Layout) -> TensorInfo {
     let constants = CodeConstants {
         base: LONGEST,
         k: -f64::MIN_POSITIVE,
-        planes: vec![8],
+        planes: vec![u8::MAX],
         sqnr_db: Some(LONGEST),
         max_abs_error: Some(LONGEST),
     };

@@ -5,7 +5,7 @@ use burn_backend::{
     Backend, FloatDType, IntDType, Shape, Slice, TensorData, TensorMetadata, get_device_settings,
     tensor::{Device, FloatTensor, IntTensor},
 };
-use qins_codec::Header;
+use qins_codec::{Format, Header};
 
 pub(super) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     let &Header { format, rows, cols, .. } = tensor.header();
@@ -86,24 +86,46 @@ pub(crate) fn decode_elements<B: Backend>(
 ) -> FloatTensor<B> {
     let &Header { format, cols: row_length, .. } = tensor.header();
     let device = B::int_device(&tensor.codes);
-    let code = |words: &IntTensor<B>, row_bytes: usize, bits: usize, col: IntTensor<B>| {
-        let (row_codes, word_codes) = ((row_bytes * 8 / bits) as i64, (32 / bits) as i64);
-        let index = B::int_add(B::int_mul_scalar(rows.clone(), row_codes.into()), col);
-        let word = B::int_select(words.clone(), 0, B::int_div_scalar(index.clone(), word_codes.into()));
-        let place = B::int_remainder_scalar(index.clone(), word_codes.into());
-        let shift = B::int_mul_scalar(place, (bits as i64).into());
-        let shifted = B::bitwise_right_shift(word, B::int_cast(shift, IntDType::U32));
-        let int = get_device_settings::<B>(&device).int_dtype;
-        B::int_cast(B::bitwise_and_scalar(shifted, mask(bits).into()), int)
+    let int = get_device_settings::<B>(&device).int_dtype;
+    let bits = format.code_bits();
+    // A code from bit `bit` of a row on. What the next word adds is moved by no more than a code's width: there it is
+    // masked, and nothing is shifted out, which not every backend allows.
+    let code = |bit: IntTensor<B>| {
+        let row_words = (format.code_bytes(row_length) / 4) as i64;
+        let last = tensor.codes.shape()[0] as i64 - 1;
+        let word = B::int_div_scalar(bit.clone(), 32i64.into());
+        let word_index = B::int_add(B::int_mul_scalar(rows.clone(), row_words.into()), word);
+        let next = B::int_clamp_max(B::int_add_scalar(word_index.clone(), 1i64.into()), last.into());
+        let shift = B::int_remainder_scalar(bit, 32i64.into());
+        let rest = B::int_clamp_max(B::int_add_scalar(B::int_neg(shift.clone()), 32i64.into()), (bits as i64).into());
+        let word = |index| B::int_select(tensor.codes.clone(), 0, index);
+        let low = B::bitwise_right_shift(word(word_index), B::int_cast(shift, IntDType::U32));
+        let high = B::bitwise_and_scalar(word(next), mask(bits).into());
+        let high = B::bitwise_left_shift(high, B::int_cast(rest, IntDType::U32));
+        B::int_cast(B::bitwise_and_scalar(B::bitwise_or(low, high), mask(bits).into()), int)
     };
-    let codes = code(&tensor.codes, format.code_bytes(row_length), format.code_bits(), cols.clone());
-    let values = entries::<B>(&tensor.decoder.values(), codes, &device);
+    let codes = code(B::int_mul_scalar(cols.clone(), (bits as i64).into()));
     if format.is_raw() {
-        return B::float_cast(values, dtype);
+        return B::float_cast(entries::<B>(&tensor.decoder.values(), codes, &device), dtype);
     }
+    // A byte of a row of scales.
+    let byte = |column: IntTensor<B>| {
+        let row_bytes = format.scale_bytes(row_length) as i64;
+        let index = B::int_add(B::int_mul_scalar(rows.clone(), row_bytes.into()), column);
+        let word = B::int_select(tensor.scales.clone(), 0, B::int_div_scalar(index.clone(), 4i64.into()));
+        let shift = B::int_mul_scalar(B::int_remainder_scalar(index, 4i64.into()), 8i64.into());
+        let shifted = B::bitwise_right_shift(word, B::int_cast(shift, IntDType::U32));
+        B::int_cast(B::bitwise_and_scalar(shifted, mask(8).into()), int)
+    };
     let group = B::int_div_scalar(cols.clone(), (format.group() as i64).into());
-    let scales = code(&tensor.scales, format.scale_bytes(row_length), 8, group);
-    B::float_cast(B::float_mul(entries::<B>(tensor.decoder.scales(), scales, &device), values), dtype)
+    let header = byte(B::int_add_scalar(group, (format.base_bytes() as i64).into()));
+    let mut scales = entries::<B>(tensor.decoder.scales(), header.clone(), &device);
+    if format.base_bytes() > 0 {
+        let column = |i: i64| byte(B::int_add_scalar(B::int_mul_scalar(cols.clone(), 0i64.into()), i.into()));
+        scales = B::float_mul(float_of_bytes::<B>([0, 1, 2, 3].map(column)), scales);
+    }
+    let values = entries::<B>(&tensor.decoder.values(), in_table::<B>(format, codes, header), &device);
+    B::float_cast(B::float_mul(scales, values), dtype)
 }
 
 /// The lowest `bits` bits.
@@ -113,18 +135,28 @@ fn mask(bits: usize) -> u32 {
 
 /// Words to one integer a code of `bits` bits: `[rows, codes a row]`.
 fn unpack<B: Backend>(words: IntTensor<B>, rows: usize, row_bytes: usize, bits: usize) -> IntTensor<B> {
-    let (n, word_codes, row_codes) = (words.shape()[0], 32 / bits, row_bytes * 8 / bits);
+    // Codes start at a word again after so many words.
+    let unit = if 32usize.is_multiple_of(bits) { 1 } else { 3 };
+    let (units, unit_codes, row_codes) = (words.shape()[0] / unit, 32 * unit / bits, row_bytes * 8 / bits);
     let int = get_device_settings::<B>(&B::int_device(&words)).int_dtype;
-    let words = B::int_reshape(words, Shape::new([n, 1]));
+    let words = B::int_reshape(words, Shape::new([units, unit]));
+    let word = |i: usize| B::int_slice(words.clone(), &[Slice::from(0..units), Slice::from(i..i + 1)]);
     let code = |i: usize| {
-        let shifted = B::bitwise_right_shift_scalar(words.clone(), ((bits * i) as u32).into());
-        B::int_cast(B::bitwise_and_scalar(shifted, mask(bits).into()), int)
+        let (at, shift) = (i * bits / 32, i * bits % 32);
+        let mut code = B::bitwise_right_shift_scalar(word(at), (shift as u32).into());
+        if shift + bits > 32 {
+            // Nothing is shifted out: not every backend allows that.
+            let rest = B::bitwise_and_scalar(word(at + 1), mask(shift + bits - 32).into());
+            code = B::bitwise_or(code, B::bitwise_left_shift_scalar(rest, (32 - shift as u32).into()));
+        }
+        B::int_cast(B::bitwise_and_scalar(code, mask(bits).into()), int)
     };
-    let all = B::int_reshape(B::int_cat((0..word_codes).map(code).collect(), 1), Shape::new([n * word_codes]));
+    let all = B::int_cat((0..unit_codes).map(code).collect(), 1);
+    let all = B::int_reshape(all, Shape::new([units * unit_codes]));
     B::int_reshape(B::int_slice(all, &[Slice::from(0..rows * row_codes)]), Shape::new([rows, row_codes]))
 }
 
-/// `scale * value` for codes `[n, codes a row]` and scale codes `[n, groups]`, where there are any.
+/// `scale * value` for codes `[n, codes a row]` and bytes of scales `[n, scale bytes a row]`, where there are any.
 fn look_up<B: Backend>(
     tensor: &QinsTensor<B>,
     codes: IntTensor<B>,
@@ -136,18 +168,65 @@ fn look_up<B: Backend>(
     let (n, groups) = (codes.shape()[0], format.groups(cols));
 
     let codes = B::int_slice(codes, &[Slice::from(0..n), Slice::from(0..cols)]);
-    let values = entries::<B>(&tensor.decoder.values(), codes, &device);
-    let Some(scales) = scales else { return B::float_cast(values, dtype) };
-    let scales = B::float_reshape(entries::<B>(tensor.decoder.scales(), scales, &device), Shape::new([n, groups, 1]));
-    let scales = B::float_expand(scales, Shape::new([n, groups, format.group()]));
-    let scales = B::float_reshape(scales, Shape::new([n, groups * format.group()]));
+    let Some(bytes) = scales else {
+        return B::float_cast(entries::<B>(&tensor.decoder.values(), codes, &device), dtype);
+    };
+    let columns = |bytes: &IntTensor<B>, from: usize, to: usize| {
+        B::int_slice(bytes.clone(), &[Slice::from(0..n), Slice::from(from..to)])
+    };
+    let base_bytes = format.base_bytes();
+    let headers = columns(&bytes, base_bytes, base_bytes + groups);
+    let mut scales = entries::<B>(tensor.decoder.scales(), headers.clone(), &device);
+    if base_bytes > 0 {
+        let base = float_of_bytes::<B>([0, 1, 2, 3].map(|i| columns(&bytes, i, i + 1)));
+        scales = B::float_mul(base, scales);
+    }
+    // One of each group for each of its weights.
+    let (group, wide) = (format.group(), Shape::new([n, groups * format.group()]));
+    let scales = B::float_expand(B::float_reshape(scales, Shape::new([n, groups, 1])), Shape::new([n, groups, group]));
+    let scales = B::float_reshape(scales, wide.clone());
     let scales = B::float_slice(scales, &[Slice::from(0..n), Slice::from(0..cols)]);
+    let codes = if base_bytes > 0 {
+        let headers =
+            B::int_expand(B::int_reshape(headers, Shape::new([n, groups, 1])), Shape::new([n, groups, group]));
+        let headers = B::int_reshape(headers, wide);
+        in_table::<B>(format, codes, B::int_slice(headers, &[Slice::from(0..n), Slice::from(0..cols)]))
+    } else {
+        codes
+    };
+    let values = entries::<B>(&tensor.decoder.values(), codes, &device);
     B::float_cast(B::float_mul(scales, values), dtype)
+}
+
+/// Codes as indices of all tables, where headers choose among them: those are the lowest two bits.
+fn in_table<B: Backend>(format: Format, codes: IntTensor<B>, headers: IntTensor<B>) -> IntTensor<B> {
+    if format.base_bytes() == 0 {
+        return codes;
+    }
+    let shape = B::int_remainder_scalar(headers, 4i64.into());
+    B::int_add(B::int_mul_scalar(shape, (1i64 << format.code_bits()).into()), codes)
+}
+
+/// The positive f32 whose bytes these are, lowest first: `(2^23 + mantissa) 2^(exponent - 150)`.
+fn float_of_bytes<B: Backend>([b0, b1, b2, b3]: [IntTensor<B>; 4]) -> FloatTensor<B> {
+    let device = B::int_device(&b0);
+    let times = |bytes: IntTensor<B>, factor: i64| B::int_mul_scalar(bytes, factor.into());
+    let low = B::int_add(b0, times(b1, 1 << 8));
+    let mantissa = B::int_add(low, times(B::int_remainder_scalar(b2.clone(), 128i64.into()), 1 << 16));
+    let lowest = B::int_div_scalar(b2, 128i64.into());
+    let exponent = B::int_add(times(B::int_remainder_scalar(b3, 128i64.into()), 2), lowest);
+    // Numbers without a leading one have the exponent of the least with one.
+    let leading: Vec<f32> = (0..256).map(|e| if e == 0 { 0.0 } else { (1 << 23) as f32 }).collect();
+    let power: Vec<f32> = (0..256).map(|e: i32| 2f64.powi(e.max(1) - 150) as f32).collect();
+    let mantissa = B::int_into_float(mantissa, FloatDType::F32);
+    let mantissa = B::float_add(mantissa, entries::<B>(&leading, exponent.clone(), &device));
+    B::float_mul(mantissa, entries::<B>(&power, exponent, &device))
 }
 
 /// `table[index]`, with the shape of `indices`.
 fn entries<B: Backend>(table: &[f32], indices: IntTensor<B>, device: &Device<B>) -> FloatTensor<B> {
     let shape = indices.shape();
+    // The tables' own type, whatever the device's default.
     let table = B::float_from_data(TensorData::new(table.to_vec(), [table.len()]), device);
     let flat = B::int_reshape(indices, Shape::new([shape.num_elements()]));
     B::float_reshape(B::float_select(table, 0, flat), shape)

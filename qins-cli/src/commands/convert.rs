@@ -1,5 +1,5 @@
 use crate::{
-    model::{AnyBackend, policy, progress_bar, use_threads},
+    model::{AnyBackend, Setting, policy, progress_bar, use_threads},
     output,
     source::Source,
 };
@@ -22,9 +22,13 @@ pub struct Args {
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Format of linear weights; embeddings keep 16 bits, norms are not changed
+    /// Format of linear weights: q8, q8h, q12, q6, q4, q3, q2, log8, f16, bf16; embeddings keep 16 bits, norms are not
+    /// changed
     #[arg(long, default_value = "q8")]
     format: Format,
+    /// Another format, or `float`, for what a pattern takes, as in lm_head=q12 or 'model.layers.*.mlp.**=q4'
+    #[arg(long, value_name = "GLOB=FORMAT")]
+    set: Vec<Setting>,
     /// Replace an existing directory
     #[arg(long)]
     force: bool,
@@ -67,7 +71,7 @@ pub fn run(args: Args) -> Result<()> {
     let source = Source::Directory(args.model.clone());
     let config = source.config()?;
     let checkpoint = source.checkpoint()?;
-    let policy = policy(args.format, &checkpoint);
+    let policy = policy(args.format, &checkpoint, &args.set)?;
     let planned = plan(&config.init::<AnyBackend>(&Default::default())?, &checkpoint, &policy)?;
     let converter = Converter::new(&args.model, &checkpoint, &args.output, planned, policy.to_string(), args.force)?;
 
