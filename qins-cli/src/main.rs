@@ -28,6 +28,8 @@ enum Command {
     Inspect(commands::inspect::Args),
     /// Check a container's structure and checksums
     Verify(commands::verify::Args),
+    /// Show what formats would lose of any weights, without writing anything
+    Measure(commands::measure::Args),
     /// Continue a text, or a sequence of token ids
     Generate(commands::generate::Args),
     /// Talk with a model
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Export(args) => commands::export::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Verify(args) => commands::verify::run(args),
+        Command::Measure(args) => commands::measure::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Chat(args) => commands::chat::run(args),
         Command::Logits(args) => commands::logits::run(args),

@@ -101,6 +101,36 @@ fn formats_are_set_by_pattern() {
 }
 
 #[test]
+fn measure_tells_what_formats_would_lose() {
+    let directory = model();
+    let file = directory.path().join("model.safetensors");
+    let report = json_of(run(&["measure", "--formats", "q8,q4,bf16", "--json"], &file));
+    let tensors = report["tensors"].as_array().unwrap();
+    // Two of the vocabulary's size, four in each of two layers.
+    assert_eq!(tensors.len(), 10 * 3);
+    for tensor in tensors {
+        assert_eq!(tensor["shape"].as_array().unwrap().len(), 2, "{tensor}");
+        let of = |name: &str| tensor[name].as_f64().unwrap();
+        let (bits, floor) = match tensor["format"].as_str().unwrap() {
+            "q8" => (8.2, 45.0),
+            "q4" => (4.5, 22.5),
+            _ => (16.0, 54.0),
+        };
+        assert!(of("bits_per_weight") >= bits && of("bits_per_weight") < bits + 0.8, "{tensor}");
+        assert!(of("sqnr_db") > floor && of("sqnr_db") < floor + 5.0, "{tensor}");
+        assert!(of("rmse") < of("max_abs_error") && of("mean_relative_error") > 0.0, "{tensor}");
+    }
+    assert!(report["total"]["q8"]["sqnr_db"].as_f64().unwrap() > 45.5);
+    // A directory is its weights; a table has a line for each tensor and format, and a total.
+    let table = run(&["measure", "--formats", "q8"], directory.path());
+    assert_eq!(String::from_utf8(table.stdout).unwrap().lines().count(), 2 * 10 + 2);
+    let csv = String::from_utf8(run(&["measure", "--csv"], &file).stdout).unwrap();
+    assert!(csv.starts_with("name,shape,format,") && csv.lines().all(|line| line.split(',').count() == 8), "{csv}");
+    assert_eq!(run(&["measure", "--formats", "q5"], &file).status.code(), Some(2));
+    assert!(failure(run(&["measure"], &directory.path().join("absent"))).contains("absent"));
+}
+
+#[test]
 fn generation_ends_at_a_stop_id_and_at_the_context() {
     let directory = model();
     let all = json_of(run(&["generate", "--ids", "5", "-n", "100", "--ignore-eos", "--json"], directory.path()));

@@ -12,6 +12,10 @@ pub struct Deviation {
     pub max_abs_error: f64,
     /// Root of the mean square of the differences.
     pub rmse: f64,
+    /// Root of the mean square of the weights.
+    pub rms: f64,
+    /// Mean of `|w - d| / |w|` over the weights that are not 0.
+    pub mean_relative_error: f64,
 }
 
 impl Deviation {
@@ -22,7 +26,7 @@ impl Deviation {
     pub fn of(matrix: &Matrix<'_>, weights: &impl Weights) -> Self {
         let (rows, cols) = (matrix.header().rows, matrix.header().cols);
         assert_eq!((rows, cols), (weights.rows(), weights.cols()), "the matrix was made of other weights");
-        let sums: Vec<[f64; 3]> = (0..rows)
+        let sums: Vec<[f64; 5]> = (0..rows)
             .into_par_iter()
             .map_init(
                 || (vec![0.0; cols], vec![0.0; cols]),
@@ -31,21 +35,27 @@ impl Deviation {
                     weights.read_row(row, exact);
                     let difference = |(d, w): (&f32, &f32)| (f64::from(*d), f64::from(*w));
                     decoded.iter().zip(exact.iter()).map(difference).fold(
-                        [0.0; 3],
-                        |[signal, noise, largest], (d, w)| {
-                            [signal + w * w, noise + (d - w) * (d - w), f64::max(largest, (d - w).abs())]
+                        [0.0; 5],
+                        |[signal, noise, largest, relative, counted], (d, w)| {
+                            let off = (d - w).abs();
+                            let (ratio, one) = if w == 0.0 { (0.0, 0.0) } else { (off / w.abs(), 1.0) };
+                            [signal + w * w, noise + off * off, largest.max(off), relative + ratio, counted + one]
                         },
                     )
                 },
             )
             .collect();
         // In row order: the same sum for any number of threads.
-        let [signal, noise, max_abs_error] =
-            sums.into_iter().fold([0.0; 3], |a, b| [a[0] + b[0], a[1] + b[1], a[2].max(b[2])]);
+        let [signal, noise, max_abs_error, relative, counted] = sums
+            .into_iter()
+            .fold([0.0; 5], |a, b| [a[0] + b[0], a[1] + b[1], f64::max(a[2], b[2]), a[3] + b[3], a[4] + b[4]]);
+        let mean = |sum: f64| if rows * cols > 0 { sum / (rows * cols) as f64 } else { 0.0 };
         Self {
             sqnr_db: (noise > 0.0).then(|| 10.0 * (signal / noise).log10()),
             max_abs_error,
-            rmse: if rows * cols > 0 { (noise / (rows * cols) as f64).sqrt() } else { 0.0 },
+            rmse: mean(noise).sqrt(),
+            rms: mean(signal).sqrt(),
+            mean_relative_error: if counted > 0.0 { relative / counted } else { 0.0 },
         }
     }
 }
@@ -64,6 +74,8 @@ mod tests {
         assert!((found.max_abs_error - off.abs()).abs() < 1e-15 && (found.rmse - off.abs() / 2.0).abs() < 1e-15);
         let signal: f64 = weights.iter().map(|&w| f64::from(w).powi(2)).sum();
         assert!((found.sqnr_db.unwrap() - 10.0 * (signal / (off * off)).log10()).abs() < 1e-9);
+        assert!((found.rms - (signal / 4.0).sqrt()).abs() < 1e-15);
+        assert!((found.mean_relative_error - off.abs() / f64::from(0.1f32) / 4.0).abs() < 1e-15);
         let exact = [1.0, -0.5, 0.25, 0.0];
         let coded = encode(Format::Bf16, &Slice::new(&exact, 2, 2)).unwrap();
         assert_eq!(Deviation::of(&coded.matrix(), &Slice::new(&exact, 2, 2)).sqnr_db, None);

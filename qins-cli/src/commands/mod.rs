@@ -6,5 +6,6 @@ pub mod export;
 pub mod generate;
 pub mod inspect;
 pub mod logits;
+pub mod measure;
 pub mod tokenize;
 pub mod verify;

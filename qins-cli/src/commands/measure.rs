@@ -1,0 +1,172 @@
+use crate::{
+    model::{progress_bar, use_threads},
+    output,
+    source::Source,
+};
+use anyhow::{Result, bail};
+use qins_codec::{Deviation, Format, encode};
+use qins_import::Checkpoint;
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A safetensors file, a Hugging Face model directory, or `demo`
+    model: PathBuf,
+    /// Formats to measure, separated by commas [default: all]
+    #[arg(long, value_delimiter = ',')]
+    formats: Vec<Format>,
+    /// Threads [default: one a core]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Print comma-separated values, a line for each tensor and format
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
+}
+
+/// What a format would lose of a tensor.
+#[derive(Serialize)]
+struct Measured<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    format: &'static str,
+    bits_per_weight: f64,
+    /// Null where nothing would be lost.
+    sqnr_db: Option<f64>,
+    rmse: f64,
+    max_abs_error: f64,
+    mean_relative_error: f64,
+}
+
+/// The same over all tensors.
+#[derive(Serialize)]
+struct Total {
+    bits_per_weight: f64,
+    sqnr_db: Option<f64>,
+    rmse: f64,
+    max_abs_error: f64,
+    mean_relative_error: f64,
+}
+
+/// Sums over tensors of one format.
+#[derive(Default)]
+struct Sums {
+    weights: f64,
+    bits: f64,
+    signal: f64,
+    noise: f64,
+    largest: f64,
+    relative: f64,
+}
+
+impl Sums {
+    fn add(&mut self, weights: f64, bits_per_weight: f64, deviation: &Deviation) {
+        self.weights += weights;
+        self.bits += weights * bits_per_weight;
+        self.signal += weights * deviation.rms.powi(2);
+        self.noise += weights * deviation.rmse.powi(2);
+        self.largest = self.largest.max(deviation.max_abs_error);
+        self.relative += weights * deviation.mean_relative_error;
+    }
+
+    fn total(&self) -> Total {
+        Total {
+            bits_per_weight: self.bits / self.weights,
+            sqnr_db: (self.noise > 0.0).then(|| 10.0 * (self.signal / self.noise).log10()),
+            rmse: (self.noise / self.weights).sqrt(),
+            max_abs_error: self.largest,
+            mean_relative_error: self.relative / self.weights,
+        }
+    }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    use_threads(args.threads)?;
+    let checkpoint = if args.model.is_file() {
+        Checkpoint::open_file(&args.model)?
+    } else {
+        args.model.display().to_string().parse::<Source>()?.checkpoint()?
+    };
+    let formats = if args.formats.is_empty() { Format::ALL } else { &args.formats };
+    // Norms and biases have one dimension and are never encoded unasked.
+    let mut names = Vec::new();
+    for name in checkpoint.names() {
+        if checkpoint.tensor(name)?.shape().len() > 1 {
+            names.push(name);
+        }
+    }
+    if names.is_empty() {
+        bail!("{}: expected a tensor of two dimensions or more, found none", args.model.display());
+    }
+
+    let bar = progress_bar(names.iter().map(|name| checkpoint.tensor(name).map_or(0, |t| t.bytes())).sum());
+    bar.set_prefix("measuring");
+    let mut measured = Vec::new();
+    let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
+    let tensors = names.iter().map(|name| Ok((*name, checkpoint.tensor(name)?))).collect::<Result<Vec<_>>>()?;
+    for (name, tensor) in &tensors {
+        for &format in formats {
+            let encoded = encode(format, tensor)
+                .map_err(|error| anyhow::anyhow!("{}: {name} as {format}: {error}", checkpoint.path().display()))?;
+            let deviation = Deviation::of(&encoded.matrix(), tensor);
+            let bits_per_weight = encoded.header().bits_per_weight();
+            let weights = (encoded.header().rows * encoded.header().cols) as f64;
+            sums.entry(format.name()).or_default().add(weights, bits_per_weight, &deviation);
+            let Deviation { sqnr_db, max_abs_error, rmse, mean_relative_error, .. } = deviation;
+            let (shape, format) = (tensor.shape(), format.name());
+            measured.push(Measured {
+                name,
+                shape,
+                format,
+                bits_per_weight,
+                sqnr_db,
+                rmse,
+                max_abs_error,
+                mean_relative_error,
+            });
+        }
+        bar.inc(tensor.bytes() as u64);
+    }
+    bar.finish_and_clear();
+
+    let total: BTreeMap<&str, Total> = sums.iter().map(|(&format, sums)| (format, sums.total())).collect();
+    if args.json {
+        return output::json(&serde_json::json!({ "tensors": measured, "total": total }));
+    }
+    if args.csv {
+        let mut text = "name,shape,format,bits_per_weight,sqnr_db,rmse,max_abs_error,mean_relative_error\n".to_owned();
+        for m in &measured {
+            let shape = m.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+            let db = m.sqnr_db.map_or(String::new(), |db| db.to_string());
+            writeln!(
+                text,
+                "{},{shape},{},{},{db},{},{},{}",
+                m.name, m.format, m.bits_per_weight, m.rmse, m.max_abs_error, m.mean_relative_error
+            )?;
+        }
+        return output::text(&text);
+    }
+    let decibels = |db: Option<f64>| db.map_or("exact".to_owned(), |db| format!("{db:.2} dB"));
+    let mut text = String::new();
+    for tensor in measured.chunks(formats.len()) {
+        writeln!(text, "{} {:?}", tensor[0].name, tensor[0].shape)?;
+        for m in tensor {
+            let (db, bits) = (decibels(m.sqnr_db), m.bits_per_weight);
+            writeln!(text, "  {:<5} {bits:>6.2} bits {db:>11}   largest error {:.1e}", m.format, m.max_abs_error)?;
+        }
+    }
+    writeln!(text, "all {} tensors", names.len())?;
+    for &format in formats {
+        let (name, total) = (format.name(), &total[format.name()]);
+        let db = decibels(total.sqnr_db);
+        writeln!(
+            text,
+            "  {name:<5} {:>6.2} bits {db:>11}   largest error {:.1e}",
+            total.bits_per_weight, total.max_abs_error
+        )?;
+    }
+    output::text(&text)
+}
