@@ -26,6 +26,21 @@ impl<B: Backend> QinsFloat<B> {
             Self::Coded(tensor, dtype) => tensor.decode(dtype),
         }
     }
+
+    /// An operation on the codes, if `codes` has one for them, and on decoded weights otherwise.
+    pub(crate) fn on_codes(
+        self,
+        codes: impl FnOnce(&QinsTensor<B>) -> Option<QinsTensor<B>>,
+        float: impl FnOnce(FloatTensor<B>) -> FloatTensor<B>,
+    ) -> Self {
+        match self {
+            Self::Dense(tensor) => Self::Dense(float(tensor)),
+            Self::Coded(tensor, dtype) => match codes(&tensor) {
+                Some(coded) => Self::Coded(coded, dtype),
+                None => Self::Dense(float(tensor.decode(dtype))),
+            },
+        }
+    }
 }
 
 impl<B: Backend> TensorMetadata for QinsFloat<B> {
@@ -126,7 +141,8 @@ impl<B: Backend> QinsTensor<B> {
         Self::encode_by(tensor, rows, |weights| encode(format, weights))
     }
 
-    /// Encodes a tensor, whose leading dimensions are `rows` rows, with the constants of another, so that groups which were decoded from them stay as they were.
+    /// Encodes a tensor, whose leading dimensions are `rows` rows, with the constants of another, so that groups which
+    /// were decoded from them stay as they were.
     pub(crate) fn encode_like(tensor: FloatTensor<B>, rows: usize, header: &Header) -> Result<Self, EncodeError> {
         Self::encode_by(tensor, rows, |weights| {
             encode_with(Header { rows: weights.rows(), cols: weights.cols(), ..*header }, weights)
@@ -295,6 +311,11 @@ impl<B: Backend> QinsTensor<B> {
                 encoded(float, rows)
             }
         }
+    }
+
+    /// The same codes in another view. `None` where there is none.
+    pub(crate) fn viewed(&self, view: impl FnOnce(&View) -> Option<View>) -> Option<Self> {
+        view(&self.view).map(|view| self.clone().with_view(view))
     }
 
     pub(crate) fn with_view(self, view: View) -> Self {

@@ -30,6 +30,16 @@ pub enum EncodeError {
     Header(#[from] HeaderError),
 }
 
+impl EncodeError {
+    /// Names the first weight of a row that is NaN or infinite.
+    pub(crate) fn check_finite(row: usize, weights: &[f32]) -> Result<(), Self> {
+        match weights.iter().position(|weight| !weight.is_finite()) {
+            Some(col) => Err(Self::NotFinite { row, col, value: weights[col] }),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Why a header describes no matrix.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum HeaderError {

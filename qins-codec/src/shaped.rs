@@ -5,14 +5,22 @@
 //! At these widths a group's largest weight owns a code of its own: so tables are not symmetric, and the scale's sign
 //! turns them round.
 
-use crate::{Decoder, Encoded, Format, Header, Weights, error::EncodeError, pack::pack};
+use crate::{
+    Decoder, Encoded, Format, Header, Weights,
+    error::EncodeError,
+    pack::pack,
+    scale::{self, SCALE_STEPS},
+};
 use rayon::prelude::*;
 
 /// Tables that a group chooses from.
-pub(crate) const SHAPES: usize = 4;
+const SHAPES: usize = 4;
 
 /// Scale codes in an octave.
 const STEPS: usize = 4;
+
+/// Codes of [`relative_scale`](crate::scale::relative_scale) in one of these.
+const STEP: u8 = (SCALE_STEPS / STEPS) as u8;
 
 /// The scale code of a group of zeros.
 const ZERO_GROUP: u8 = 31;
@@ -23,10 +31,7 @@ const LARGEST: f32 = 127.0;
 /// Weights in a group.
 const GROUP: usize = 16;
 
-/// `2^(-i/4)` rounded to f32.
-const FRACTION: [f32; STEPS] = [1.0, 0.8408964, 0.70710677, 0.59460354];
-
-pub(crate) const U6: [[i8; 64]; SHAPES] = [
+const U6: [[i8; 64]; SHAPES] = [
     [
         -127, -122, -117, -112, -108, -102, -98, -93, -88, -84, -80, -76, -72, -68, -64, -60, -56, -53, -49, -46, -42,
         -39, -35, -32, -29, -26, -22, -19, -16, -12, -9, -6, -2, 1, 4, 8, 11, 14, 18, 21, 24, 28, 31, 34, 38, 42, 45,
@@ -49,22 +54,21 @@ pub(crate) const U6: [[i8; 64]; SHAPES] = [
     ],
 ];
 
-pub(crate) const U4: [[i8; 16]; SHAPES] = [
+const U4: [[i8; 16]; SHAPES] = [
     [-127, -109, -89, -71, -57, -43, -28, -13, 3, 20, 35, 50, 64, 79, 97, 115],
     [-127, -105, -83, -64, -50, -36, -23, -9, 4, 16, 30, 44, 58, 72, 90, 111],
     [-127, -97, -79, -60, -43, -29, -18, -7, 3, 14, 25, 37, 50, 64, 85, 119],
     [-127, -97, -71, -50, -35, -23, -12, -4, 4, 12, 21, 31, 43, 56, 73, 117],
 ];
 
-pub(crate) const U3: [[i8; 8]; SHAPES] = [
+const U3: [[i8; 8]; SHAPES] = [
     [-127, -84, -54, -24, 6, 37, 71, 105],
     [-127, -86, -51, -21, 5, 31, 63, 127],
     [-127, -79, -43, -17, 4, 26, 51, 85],
     [-127, -56, -29, -10, 5, 21, 42, 69],
 ];
 
-pub(crate) const U2: [[i8; 4]; SHAPES] =
-    [[-127, -46, 23, 119], [-127, -55, 4, 72], [-127, -29, 17, 76], [-127, -46, -3, 38]];
+const U2: [[i8; 4]; SHAPES] = [[-127, -46, 23, 119], [-127, -55, 4, 72], [-127, -29, 17, 76], [-127, -46, -3, 38]];
 
 /// The tables of a format, ascending.
 pub(crate) fn tables(format: Format) -> [&'static [i8]; SHAPES] {
@@ -88,8 +92,7 @@ fn header_byte(negative: bool, code: u8, shape: usize) -> u8 {
 pub(crate) fn relative_scale(header: u8) -> f32 {
     let magnitude = match header >> 2 & 31 {
         ZERO_GROUP => 0.0,
-        // At most 2^-7: exact.
-        code => FRACTION[code as usize % STEPS] / (1u32 << (code as usize / STEPS)) as f32,
+        code => scale::relative_scale(code * STEP),
     };
     if header >> 7 == 1 { -magnitude } else { magnitude }
 }
@@ -139,13 +142,7 @@ fn encode_rows(format: Format, weights: &impl Weights, search: Search) -> Result
     let encoder = Encoder::new(format, search);
     let encode_row = |buffer: &mut Vec<f32>, (row, (codes, scales)): (usize, (&mut [u8], &mut [u8]))| {
         weights.read_row(row, buffer);
-        match buffer.iter().position(|w| !w.is_finite()) {
-            Some(col) => Err(EncodeError::NotFinite { row, col, value: buffer[col] }),
-            None => {
-                encoder.row(buffer, codes, scales);
-                Ok(())
-            }
-        }
+        EncodeError::check_finite(row, buffer).map(|()| encoder.row(buffer, codes, scales))
     };
     let rows: Vec<_> = codes
         .par_chunks_exact_mut(code_bytes)
@@ -269,9 +266,9 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn fractions_are_powers_of_two_rounded_to_f32() {
-        for (i, &f) in FRACTION.iter().enumerate() {
-            assert_eq!(f, 2f64.powf(-(i as f64) / 4.0) as f32, "step {i}");
+    fn scales_are_powers_of_two_rounded_to_f32() {
+        for code in 0..ZERO_GROUP {
+            assert_eq!(relative_scale(header_byte(false, code, 0)), 2f64.powf(-f64::from(code) / 4.0) as f32, "{code}");
         }
     }
 

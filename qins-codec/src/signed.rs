@@ -70,10 +70,8 @@ fn encode_rows(header: Header, weights: &impl Weights, reach: i32) -> Result<Enc
 fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeError> {
     let row_largest = |buffer: &mut Vec<f32>, row| {
         weights.read_row(row, buffer);
-        match buffer.iter().position(|w| !w.is_finite()) {
-            Some(col) => Err(EncodeError::NotFinite { row, col, value: buffer[col] }),
-            None => Ok(buffer.iter().fold(0f32, |largest, w| largest.max(w.abs()))),
-        }
+        let largest = |()| buffer.iter().fold(0f32, |largest, w| largest.max(w.abs()));
+        EncodeError::check_finite(row, buffer).map(largest)
     };
     let rows: Vec<_> =
         (0..weights.rows()).into_par_iter().map_init(|| vec![0.0; weights.cols()], row_largest).collect();

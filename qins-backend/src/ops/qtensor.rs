@@ -58,10 +58,8 @@ impl<B: Backend> QTensorOps<Self> for Qins<B> {
     }
 
     fn q_reshape(tensor: QuantizedTensor<Self>, shape: Shape) -> QuantizedTensor<Self> {
-        match tensor.view.reshape(shape.as_slice()) {
-            Some(view) => tensor.with_view(view),
-            None => re_encode(tensor, |float| B::float_reshape(float, shape)),
-        }
+        let viewed = tensor.viewed(|view| view.reshape(shape.as_slice()));
+        viewed.unwrap_or_else(|| re_encode(tensor, |float| B::float_reshape(float, shape)))
     }
 
     fn q_swap_dims(tensor: QuantizedTensor<Self>, dim1: usize, dim2: usize) -> QuantizedTensor<Self> {
@@ -75,10 +73,8 @@ impl<B: Backend> QTensorOps<Self> for Qins<B> {
     }
 
     fn q_expand(tensor: QuantizedTensor<Self>, shape: Shape) -> QuantizedTensor<Self> {
-        match tensor.view.expand(shape.as_slice()) {
-            Some(view) => tensor.with_view(view),
-            None => re_encode(tensor, |float| B::float_expand(float, shape)),
-        }
+        let viewed = tensor.viewed(|view| view.expand(shape.as_slice()));
+        viewed.unwrap_or_else(|| re_encode(tensor, |float| B::float_expand(float, shape)))
     }
 
     fn q_flip(tensor: QuantizedTensor<Self>, axes: &[usize]) -> QuantizedTensor<Self> {

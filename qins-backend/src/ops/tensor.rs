@@ -1,5 +1,5 @@
 use super::{delegate::delegate, table::float_ops};
-use crate::{Qins, QinsFloat, kernels};
+use crate::{Qins, QinsFloat, QinsTensor, kernels};
 use burn_backend::{
     Backend, BoolDType, Distribution, ExecutionError, FloatDType, IntDType, Scalar, Shape, Slice, TensorData,
     TensorMetadata,
@@ -33,13 +33,8 @@ impl<B: Backend> FloatTensorOps<Self> for Qins<B> {
     }
 
     fn float_select(tensor: FloatTensor<Self>, dim: usize, indices: IntTensor<Self>) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_select(tensor, dim, indices)),
-            QinsFloat::Coded(tensor, dtype) => match tensor.select(dim, &indices) {
-                Some(rows) => QinsFloat::Coded(rows, dtype),
-                None => QinsFloat::Dense(B::float_select(tensor.decode(dtype), dim, indices)),
-            },
-        }
+        let select = |float| B::float_select(float, dim, indices.clone());
+        tensor.on_codes(|codes| codes.select(dim, &indices), select)
     }
 
     fn float_gather(dim: usize, tensor: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self> {
@@ -69,68 +64,38 @@ impl<B: Backend> FloatTensorOps<Self> for Qins<B> {
     }
 
     fn float_slice(tensor: FloatTensor<Self>, slices: &[Slice]) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_slice(tensor, slices)),
-            QinsFloat::Coded(tensor, dtype) => match tensor.slice(slices) {
-                Some(part) => QinsFloat::Coded(part, dtype),
-                None => QinsFloat::Dense(B::float_slice(tensor.decode(dtype), slices)),
-            },
-        }
+        tensor.on_codes(|codes| codes.slice(slices), |float| B::float_slice(float, slices))
     }
 
     fn float_expand(tensor: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_expand(tensor, shape)),
-            QinsFloat::Coded(tensor, dtype) => match tensor.view.expand(shape.as_slice()) {
-                Some(view) => QinsFloat::Coded(tensor.with_view(view), dtype),
-                None => QinsFloat::Dense(B::float_expand(tensor.decode(dtype), shape)),
-            },
-        }
+        let expand = |float| B::float_expand(float, shape.clone());
+        tensor.on_codes(|codes| codes.viewed(|view| view.expand(shape.as_slice())), expand)
     }
 
     fn float_transpose(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_transpose(tensor)),
-            QinsFloat::Coded(tensor, dtype) => QinsFloat::Coded(tensor.transpose(), dtype),
-        }
+        tensor.on_codes(|codes| Some(codes.clone().transpose()), B::float_transpose)
     }
 
     fn float_swap_dims(tensor: FloatTensor<Self>, dim1: usize, dim2: usize) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_swap_dims(tensor, dim1, dim2)),
-            QinsFloat::Coded(tensor, dtype) => QinsFloat::Coded(Self::q_swap_dims(tensor, dim1, dim2), dtype),
-        }
+        let swap = |float| B::float_swap_dims(float, dim1, dim2);
+        tensor.on_codes(|codes| codes.viewed(|view| Some(view.swap_dims(dim1, dim2))), swap)
     }
 
     fn float_permute(tensor: FloatTensor<Self>, axes: &[usize]) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_permute(tensor, axes)),
-            QinsFloat::Coded(tensor, dtype) => QinsFloat::Coded(Self::q_permute(tensor, axes), dtype),
-        }
+        tensor.on_codes(|codes| codes.viewed(|view| Some(view.permute(axes))), |float| B::float_permute(float, axes))
     }
 
     fn float_reshape(tensor: FloatTensor<Self>, shape: Shape) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_reshape(tensor, shape)),
-            QinsFloat::Coded(tensor, dtype) => match tensor.view.reshape(shape.as_slice()) {
-                Some(view) => QinsFloat::Coded(tensor.with_view(view), dtype),
-                None => QinsFloat::Dense(B::float_reshape(tensor.decode(dtype), shape)),
-            },
-        }
+        let reshape = |float| B::float_reshape(float, shape.clone());
+        tensor.on_codes(|codes| codes.viewed(|view| view.reshape(shape.as_slice())), reshape)
     }
 
     fn float_detach(tensor: FloatTensor<Self>) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_detach(tensor)),
-            coded => coded,
-        }
+        tensor.on_codes(|codes| Some(codes.clone()), B::float_detach)
     }
 
     fn float_set_require_grad(tensor: FloatTensor<Self>, require_grad: bool) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_set_require_grad(tensor, require_grad)),
-            coded => coded,
-        }
+        tensor.on_codes(|codes| Some(codes.clone()), |float| B::float_set_require_grad(float, require_grad))
     }
 
     fn float_is_require_grad(tensor: &FloatTensor<Self>) -> bool {
@@ -148,9 +113,7 @@ impl<B: Backend> FloatTensorOps<Self> for Qins<B> {
     }
 
     fn float_to_device(tensor: FloatTensor<Self>, device: &Device<Self>) -> FloatTensor<Self> {
-        match tensor {
-            QinsFloat::Dense(tensor) => QinsFloat::Dense(B::float_to_device(tensor, device)),
-            QinsFloat::Coded(tensor, dtype) => QinsFloat::Coded(Self::q_to_device(tensor, device), dtype),
-        }
+        let moved = |codes: &QinsTensor<B>| Some(Self::q_to_device(codes.clone(), device));
+        tensor.on_codes(moved, |float| B::float_to_device(float, device))
     }
 }

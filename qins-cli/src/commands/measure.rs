@@ -27,12 +27,9 @@ pub struct Args {
     csv: bool,
 }
 
-/// What a format would lose of a tensor.
+/// What a format would lose.
 #[derive(Serialize)]
-struct Measured<'a> {
-    name: &'a str,
-    shape: &'a [usize],
-    format: &'static str,
+struct Loss {
     bits_per_weight: f64,
     /// Null where nothing would be lost.
     sqnr_db: Option<f64>,
@@ -41,14 +38,22 @@ struct Measured<'a> {
     mean_relative_error: f64,
 }
 
-/// The same over all tensors.
+impl Loss {
+    fn line(&self, format: &str) -> String {
+        let db = self.sqnr_db.map_or("exact".to_owned(), |db| format!("{db:.2} dB"));
+        let (bits, largest) = (self.bits_per_weight, self.max_abs_error);
+        format!("  {format:<5} {bits:>6.2} bits {db:>11}   largest error {largest:.1e}\n")
+    }
+}
+
+/// What it would lose of a tensor.
 #[derive(Serialize)]
-struct Total {
-    bits_per_weight: f64,
-    sqnr_db: Option<f64>,
-    rmse: f64,
-    max_abs_error: f64,
-    mean_relative_error: f64,
+struct Measured<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    format: &'static str,
+    #[serde(flatten)]
+    loss: Loss,
 }
 
 /// Sums over tensors of one format.
@@ -72,8 +77,8 @@ impl Sums {
         self.relative += weights * deviation.mean_relative_error;
     }
 
-    fn total(&self) -> Total {
-        Total {
+    fn total(&self) -> Loss {
+        Loss {
             bits_per_weight: self.bits / self.weights,
             sqnr_db: (self.noise > 0.0).then(|| 10.0 * (self.signal / self.noise).log10()),
             rmse: (self.noise / self.weights).sqrt(),
@@ -92,21 +97,16 @@ pub fn run(args: Args) -> Result<()> {
     };
     let formats = if args.formats.is_empty() { Format::ALL } else { &args.formats };
     // Norms and biases have one dimension and are never encoded unasked.
-    let mut names = Vec::new();
-    for name in checkpoint.names() {
-        if checkpoint.tensor(name)?.shape().len() > 1 {
-            names.push(name);
-        }
-    }
-    if names.is_empty() {
+    let tensors = checkpoint.names().map(|name| Ok((name, checkpoint.tensor(name)?))).collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<_> = tensors.into_iter().filter(|(_, tensor)| tensor.shape().len() > 1).collect();
+    if tensors.is_empty() {
         bail!("{}: expected a tensor of two dimensions or more, found none", args.model.display());
     }
 
-    let bar = progress_bar(names.iter().map(|name| checkpoint.tensor(name).map_or(0, |t| t.bytes())).sum());
+    let bar = progress_bar(tensors.iter().map(|(_, tensor)| tensor.bytes()).sum());
     bar.set_prefix("measuring");
     let mut measured = Vec::new();
     let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
-    let tensors = names.iter().map(|name| Ok((*name, checkpoint.tensor(name)?))).collect::<Result<Vec<_>>>()?;
     for (name, tensor) in &tensors {
         for &format in formats {
             let encoded = encode(format, tensor)
@@ -116,57 +116,36 @@ pub fn run(args: Args) -> Result<()> {
             let weights = (encoded.header().rows * encoded.header().cols) as f64;
             sums.entry(format.name()).or_default().add(weights, bits_per_weight, &deviation);
             let Deviation { sqnr_db, max_abs_error, rmse, mean_relative_error, .. } = deviation;
-            let (shape, format) = (tensor.shape(), format.name());
-            measured.push(Measured {
-                name,
-                shape,
-                format,
-                bits_per_weight,
-                sqnr_db,
-                rmse,
-                max_abs_error,
-                mean_relative_error,
-            });
+            let loss = Loss { bits_per_weight, sqnr_db, rmse, max_abs_error, mean_relative_error };
+            measured.push(Measured { name, shape: tensor.shape(), format: format.name(), loss });
         }
         bar.inc(tensor.bytes() as u64);
     }
     bar.finish_and_clear();
 
-    let total: BTreeMap<&str, Total> = sums.iter().map(|(&format, sums)| (format, sums.total())).collect();
+    let total: BTreeMap<&str, Loss> = sums.iter().map(|(&format, sums)| (format, sums.total())).collect();
     if args.json {
         return output::json(&serde_json::json!({ "tensors": measured, "total": total }));
     }
     if args.csv {
         let mut text = "name,shape,format,bits_per_weight,sqnr_db,rmse,max_abs_error,mean_relative_error\n".to_owned();
-        for m in &measured {
-            let shape = m.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
-            let db = m.sqnr_db.map_or(String::new(), |db| db.to_string());
+        for Measured { name, shape, format, loss } in &measured {
+            let shape = shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+            let Loss { bits_per_weight, sqnr_db, rmse, max_abs_error, mean_relative_error } = loss;
+            let db = sqnr_db.map_or(String::new(), |db| db.to_string());
             writeln!(
                 text,
-                "{},{shape},{},{},{db},{},{},{}",
-                m.name, m.format, m.bits_per_weight, m.rmse, m.max_abs_error, m.mean_relative_error
+                "{name},{shape},{format},{bits_per_weight},{db},{rmse},{max_abs_error},{mean_relative_error}"
             )?;
         }
         return output::text(&text);
     }
-    let decibels = |db: Option<f64>| db.map_or("exact".to_owned(), |db| format!("{db:.2} dB"));
     let mut text = String::new();
     for tensor in measured.chunks(formats.len()) {
         writeln!(text, "{} {:?}", tensor[0].name, tensor[0].shape)?;
-        for m in tensor {
-            let (db, bits) = (decibels(m.sqnr_db), m.bits_per_weight);
-            writeln!(text, "  {:<5} {bits:>6.2} bits {db:>11}   largest error {:.1e}", m.format, m.max_abs_error)?;
-        }
+        text.extend(tensor.iter().map(|measured| measured.loss.line(measured.format)));
     }
-    writeln!(text, "all {} tensors", names.len())?;
-    for &format in formats {
-        let (name, total) = (format.name(), &total[format.name()]);
-        let db = decibels(total.sqnr_db);
-        writeln!(
-            text,
-            "  {name:<5} {:>6.2} bits {db:>11}   largest error {:.1e}",
-            total.bits_per_weight, total.max_abs_error
-        )?;
-    }
+    writeln!(text, "all {} tensors", tensors.len())?;
+    text.extend(formats.iter().map(|format| total[format.name()].line(format.name())));
     output::text(&text)
 }
