@@ -124,6 +124,16 @@ pub enum ImportError {
         /// What does not fit.
         reason: String,
     },
+    /// More planes asked for than there are.
+    #[error("{}: expected a depth of 1 to {expected}, found {found}", file.display())]
+    Depth {
+        /// The file.
+        file: PathBuf,
+        /// The planes of the tensor that has most.
+        expected: usize,
+        /// The depth asked for.
+        found: usize,
+    },
     /// A container of a version that this program does not know.
     #[error("{}: container of version {found}: this program reads up to version {supported}", file.display())]
     NewerContainer {

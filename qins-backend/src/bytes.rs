@@ -1,6 +1,6 @@
 //! The self-describing bytes of a QINS tensor outside a device: what `into_data` gives and records store.
 //!
-//! Little-endian: `"QINS"`, version (u8), rank (u8), format name (6 bytes, zero-padded), rows (u64), cols (u64),
+//! Little-endian: `"QINS"`, version (u8), rank (u8), format name (8 bytes, zero-padded), rows (u64), cols (u64),
 //! base (f32), k (f64), stored dimensions (u64 each), axes (u8 each), repeats (u64 each), codes, scale codes, zeros up to
 //! the length that Burn computes from the scheme and the shape (`scheme.rs`).
 
@@ -13,7 +13,7 @@ const MAGIC: [u8; 4] = *b"QINS";
 const VERSION: u8 = 0;
 
 /// Bytes before the dimensions.
-const FIXED: usize = 4 + 1 + 1 + 6 + 8 + 8 + 4 + 8;
+const FIXED: usize = 4 + 1 + 1 + 8 + 8 + 8 + 4 + 8;
 /// Bytes for each dimension.
 const PER_DIMENSION: usize = 8 + 1 + 8;
 
@@ -80,7 +80,7 @@ pub(crate) async fn to_data<B: Backend>(tensor: QinsTensor<B>) -> Result<TensorD
     let mut bytes = Vec::with_capacity(padded);
     bytes.extend(MAGIC);
     bytes.extend([VERSION, tensor.view.axes().len() as u8]);
-    let mut name = [0; 6];
+    let mut name = [0; 8];
     name[..header.format.name().len()].copy_from_slice(header.format.name().as_bytes());
     bytes.extend(name);
     bytes.extend((header.rows as u64).to_le_bytes());
@@ -112,7 +112,7 @@ pub(crate) fn from_data<B: Backend>(data: &TensorData, device: &Device<B>) -> Re
         return Err(BytesError::Version { found: version });
     }
     let rank = reader.array::<1>()?[0] as usize;
-    let name = reader.array::<6>()?;
+    let name = reader.array::<8>()?;
     let format: Format = String::from_utf8_lossy(&name).trim_end_matches('\0').parse()?;
     let rows = reader.size()?;
     let cols = reader.size()?;

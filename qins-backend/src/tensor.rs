@@ -260,7 +260,7 @@ impl<B: Backend> QinsTensor<B> {
         let sizes = |bytes: fn(Format, usize) -> usize, shared: usize| {
             [bytes(format, cols.start) - shared, bytes(format, cols.len()), bytes(format, all_cols)]
         };
-        let codes = part(&self.codes, 0, sizes(Format::code_bytes, 0));
+        let codes = kernels::on_planes::<B>(&self.codes, &header, |plane| part(plane, 0, sizes(Format::code_bytes, 0)));
         let base = format.base_bytes();
         let scales = match format.is_raw() {
             true => self.scales.clone(),
@@ -282,7 +282,7 @@ impl<B: Backend> QinsTensor<B> {
             let unit = if row.is_multiple_of(4) { 4 } else { 1 };
             kernels::map_rows::<B>(words.clone(), rows, row, unit, |table| B::int_select(table, 0, indices.clone()))
         };
-        let codes = part(&self.codes, format.code_bytes(cols));
+        let codes = kernels::on_planes::<B>(&self.codes, &header, |plane| part(plane, format.code_bytes(cols)));
         let scales = if format.is_raw() { self.scales.clone() } else { part(&self.scales, format.scale_bytes(cols)) };
         let decoder = Decoder::new(Header { rows: selected, ..header }).ok()?;
         Some(Self::from_words(codes, scales, Arc::new(decoder), self.view.with_rows(dim, selected)))

@@ -23,12 +23,15 @@ pub struct ModelArgs {
     #[arg(long, value_enum, default_value_t = BackendName::default())]
     backend: BackendName,
     /// How the weights of a Hugging Face directory are held in memory: f32, or encoded on the fly: q8, q8h, q12, q6, q4,
-    /// q3, q2, log8, f16, bf16 [default: f32]
+    /// q3, q2, log8, fpins:1 to fpins:3, f16, bf16 [default: f32]
     #[arg(long)]
     format: Option<Storage>,
     /// Another format, or `float`, for what a pattern takes, as in lm_head=q12 or 'model.layers.*.mlp.**=q4'
     #[arg(long, value_name = "GLOB=FORMAT", requires = "format")]
     set: Vec<Setting>,
+    /// Read only the first N byte planes of a container's `fpins` tensors: fewer bytes, less exact [default: all]
+    #[arg(long, value_name = "N")]
+    depth: Option<usize>,
     /// Threads [default: one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -113,11 +116,18 @@ impl ModelArgs {
             if self.format.is_some() {
                 bail!("{}: a container is encoded already: leave --format out", self.model);
             }
+            let container = match self.depth {
+                Some(depth) => container.at_depth(depth)?,
+                None => container,
+            };
             let bar = progress_bar(container.bytes());
             let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
             let model = load_container::<B, _>(config.init(&device)?, &container, on_progress)?;
             bar.finish_and_clear();
             return task.run(&model, start.elapsed().as_secs_f64());
+        }
+        if self.depth.is_some() {
+            bail!("{}: expected a container for --depth, found float weights", self.model);
         }
         let checkpoint = self.model.checkpoint()?;
         let bar = progress_bar(checkpoint.bytes());

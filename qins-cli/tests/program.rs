@@ -101,6 +101,29 @@ fn formats_are_set_by_pattern() {
 }
 
 #[test]
+fn one_container_is_read_to_any_depth() {
+    let directory = model();
+    let output = directory.path().join("out");
+    run(&["convert", "-o", output.to_str().unwrap(), "--format", "fpins:2"], directory.path());
+    let logits = |depth: &[&str]| {
+        let path = directory.path().join("logits.safetensors");
+        let arguments = ["logits", "--ids", "1,2,3", "-o", path.to_str().unwrap(), "--force"];
+        let output = run(&[&arguments[..], depth].concat(), &output);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::read(path).unwrap()
+    };
+    let (all, two, one) = (logits(&[]), logits(&["--depth", "2"]), logits(&["--depth", "1"]));
+    assert!(all == two && all != one);
+    let generate = ["generate", "--ids", "1", "-n", "2", "--depth"];
+    for (depth, found) in [("0", "found 0"), ("3", "found 3")] {
+        let error = failure(run(&[&generate[..], &[depth]].concat(), &output));
+        assert!(error.contains("expected a depth of 1 to 2") && error.contains(found), "{error}");
+    }
+    let error = failure(run(&[&generate[..], &["1"]].concat(), directory.path()));
+    assert!(error.contains("expected a container for --depth"), "{error}");
+}
+
+#[test]
 fn measure_tells_what_formats_would_lose() {
     let directory = model();
     let file = directory.path().join("model.safetensors");

@@ -20,6 +20,12 @@ pub enum Format {
     Q2,
     /// Logarithmic law, sign and 7-bit magnitude, groups of 32: 8.25 bits.
     Log8,
+    /// One byte plane of the progressive law, decoded as `q8`: 8.25 bits. What is read of the others at depth 1.
+    Fpins1,
+    /// Two byte planes: each further byte cuts the cell of those before into 256. 16.25 bits.
+    Fpins2,
+    /// Three byte planes: 24.25 bits.
+    Fpins3,
     /// IEEE half precision, as it is: 16 bits a weight.
     F16,
     /// The upper half of an f32, as it is: 16 bits a weight.
@@ -35,6 +41,8 @@ pub(crate) enum Law {
     Logarithmic,
     /// An entry of one of the integer tables in `shaped.rs`.
     Shaped,
+    /// A cell of the projective law in several byte planes, `fpins.rs`.
+    Progressive,
     /// The bits of a float.
     Raw,
 }
@@ -57,6 +65,9 @@ impl Format {
         Format::Q3,
         Format::Q2,
         Format::Log8,
+        Format::Fpins1,
+        Format::Fpins2,
+        Format::Fpins3,
         Format::F16,
         Format::Bf16,
     ];
@@ -72,6 +83,9 @@ impl Format {
             Format::Q3 => of("q3", 16, 3, Law::Shaped),
             Format::Q2 => of("q2", 16, 2, Law::Shaped),
             Format::Log8 => of("log8", 32, 8, Law::Logarithmic),
+            Format::Fpins1 => of("fpins:1", 32, 8, Law::Projective),
+            Format::Fpins2 => of("fpins:2", 32, 8, Law::Progressive),
+            Format::Fpins3 => of("fpins:3", 32, 8, Law::Progressive),
             Format::F16 => of("f16", 1, 16, Law::Raw),
             Format::Bf16 => of("bf16", 1, 16, Law::Raw),
         }
@@ -96,9 +110,32 @@ impl Format {
         self.law() == Law::Raw
     }
 
-    /// Bits of one code.
+    /// Bits of one code, of each of its [`planes`](Self::planes).
     pub fn code_bits(self) -> usize {
         self.properties().code_bits
+    }
+
+    /// Byte planes of the codes, one after the other, each with a code of every weight: 1 but where several are told apart
+    /// to be read to a chosen depth.
+    pub fn planes(self) -> usize {
+        match self {
+            Format::Fpins2 => 2,
+            Format::Fpins3 => 3,
+            _ => 1,
+        }
+    }
+
+    /// What the first `depth` planes of this format are; itself if it has no more.
+    ///
+    /// # Panics
+    /// If `depth` is 0.
+    pub fn at_depth(self, depth: usize) -> Format {
+        assert!(depth > 0, "at least one plane is read");
+        match depth.min(self.planes()) {
+            depth if depth == self.planes() => self,
+            1 => Format::Fpins1,
+            _ => Format::Fpins2,
+        }
     }
 
     /// Scaled groups in a row of `cols` weights; the last may be shorter.
@@ -115,7 +152,7 @@ impl Format {
         }
     }
 
-    /// Bytes of codes in a row of `cols` weights: rows are whole units of [`unit_words`](Self::unit_words), so that a
+    /// Bytes of codes in a row of `cols` weights, in one plane: rows are whole units of [`unit_words`](Self::unit_words), so that a
     /// device without byte addressing can read them as 32-bit words.
     pub fn code_bytes(self, cols: usize) -> usize {
         (cols * self.code_bits()).div_ceil(8).next_multiple_of(4 * self.unit_words())
@@ -180,7 +217,7 @@ mod tests {
         }
         assert_eq!(
             "q9".parse::<Format>().unwrap_err().to_string(),
-            "unknown format `q9`: expected one of q8, q8h, q12, q6, q4, q3, q2, log8, f16, bf16"
+            "unknown format `q9`: expected one of q8, q8h, q12, q6, q4, q3, q2, log8, fpins:1, fpins:2, fpins:3, f16, bf16"
         );
     }
 }

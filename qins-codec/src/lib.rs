@@ -21,6 +21,7 @@
 mod deviation;
 mod error;
 mod format;
+mod fpins;
 mod matmul;
 mod matrix;
 mod pack;
@@ -52,6 +53,7 @@ pub fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeE
     match format.law() {
         Law::Projective | Law::Logarithmic => signed::encode(format, weights),
         Law::Shaped => shaped::encode(format, weights),
+        Law::Progressive => fpins::encode(format, weights),
         Law::Raw => raw::encode(format, weights),
     }
 }
@@ -69,6 +71,7 @@ pub fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, En
     assert_eq!((header.rows, header.cols), (weights.rows(), weights.cols()), "header and weights differ in shape");
     match header.format.law() {
         Law::Projective | Law::Logarithmic => signed::encode_with(header, weights),
+        Law::Progressive => fpins::encode_with(header, weights),
         Law::Shaped => shaped::encode_again(header.format, weights),
         Law::Raw => raw::encode(header.format, weights),
     }

@@ -2,6 +2,7 @@ use crate::{
     Format,
     error::{HeaderError, LayoutError},
     format::Law,
+    fpins::Cells,
     pack::unpack,
     raw,
     scale::scale,
@@ -46,7 +47,7 @@ impl Header {
 
     /// Bytes of all codes.
     pub fn code_bytes(&self) -> usize {
-        self.rows * self.format.code_bytes(self.cols)
+        self.format.planes() * self.rows * self.format.code_bytes(self.cols)
     }
 
     /// Bytes of all scale codes.
@@ -82,7 +83,7 @@ impl Encoded {
         self.decoder.header()
     }
 
-    /// The codes, each row padded with zeros to [`Format::code_bytes`].
+    /// The codes, plane after plane, each row padded with zeros to [`Format::code_bytes`].
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }
@@ -118,8 +119,8 @@ impl Decoder {
         let values = match header.format.law() {
             Law::Projective | Law::Logarithmic => signed::code_values(header.format, header.k).into(),
             Law::Shaped => shaped::tables(header.format).concat().into_iter().map(f32::from).collect(),
-            // Sixteen bits are decoded by arithmetic; see `values` for the table.
-            Law::Raw => Box::from([]),
+            // Sixteen bits and more are decoded by arithmetic.
+            Law::Progressive | Law::Raw => Box::from([]),
         };
         let scales = Box::new(std::array::from_fn(|code| match header.format.law() {
             Law::Shaped => shaped::relative_scale(code as u8),
@@ -133,7 +134,8 @@ impl Decoder {
         &self.header
     }
 
-    /// `w/s` of every code; where groups choose among tables ([`Format::shape`]), one table after the other.
+    /// `w/s` of every code; where groups choose among tables ([`Format::shape`]), one table after the other. None where
+    /// codes have several planes: those are decoded by the law.
     pub fn values(&self) -> Cow<'_, [f32]> {
         match self.header.format.law() {
             Law::Raw => (0..=u16::MAX).map(|code| raw::value(self.header.format, code)).collect(),
@@ -191,6 +193,12 @@ impl<'a> Matrix<'a> {
         let codes = &self.codes[row * code_bytes..][..code_bytes];
         if format.is_raw() {
             return raw::decode(format, codes, out);
+        }
+        if format.planes() > 1 {
+            let of_row = |plane: usize| &self.codes[(plane * rows + row) * code_bytes..][..code_bytes];
+            let planes: Vec<&[u8]> = (0..format.planes()).map(of_row).collect();
+            let scales = self.scales[row * scale_bytes..].iter().map(|&code| self.decoder.scales[usize::from(code)]);
+            return Cells::new(format, self.decoder.header.k).decode_row(&planes, scales, out);
         }
         let (base, scales) = self.scales[row * scale_bytes..][..scale_bytes].split_at(format.base_bytes());
         let base = base.try_into().map_or(1.0, f32::from_le_bytes);

@@ -24,7 +24,8 @@ pub fn logarithmic_table(octaves: f64) -> Vec<f32> {
     (0..128).map(|m| round_to_bf16(2f64.powf(-octaves * f64::from(m) / 127.0) as f32)).collect()
 }
 
-fn law(u: f64, k: f64) -> f64 {
+/// The law at coordinate `u`: 1 at 0, 0 at 1.
+pub(crate) fn law(u: f64, k: f64) -> f64 {
     (1.0 - u) / (1.0 + k * u)
 }
 

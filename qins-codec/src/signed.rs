@@ -67,7 +67,7 @@ fn encode_rows(header: Header, weights: &impl Weights, reach: i32) -> Result<Enc
     Ok(Encoded { decoder, codes, scales })
 }
 
-fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeError> {
+pub(crate) fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeError> {
     let row_largest = |buffer: &mut Vec<f32>, row| {
         weights.read_row(row, buffer);
         let largest = |()| buffer.iter().fold(0f32, |largest, w| largest.max(w.abs()));

@@ -10,6 +10,17 @@ pub trait Weights: Sync {
     fn read_row(&self, row: usize, out: &mut [f32]);
 }
 
+/// Evenly spaced rows, of some `weights` weights together, one after the other: what constants are chosen by.
+pub(crate) fn sample(of: &impl Weights, weights: usize) -> Vec<f32> {
+    let (rows, cols) = (of.rows(), of.cols());
+    let step = rows.saturating_mul(cols).div_ceil(weights).max(1);
+    let mut sample = vec![0.0; rows.div_ceil(step) * cols];
+    if cols > 0 {
+        sample.chunks_exact_mut(cols).enumerate().for_each(|(i, row)| of.read_row(i * step, row));
+    }
+    sample
+}
+
 /// The matrix `[rows, cols]` that an array is encoded as: its leading dimension counts the rows, all others are the
 /// columns; one dimension is one row. `None` if they cannot be counted.
 pub fn matrix_shape(shape: &[usize]) -> Option<(usize, usize)> {

@@ -173,6 +173,8 @@ fn formats_take_the_bits_of_their_names_and_lose_what_they_must() {
     let weights = bell(64, 3072);
     let mut previous = f64::INFINITY;
     for (format, bits, floor) in [
+        (Format::Fpins3, 24.25, 140.0),
+        (Format::Fpins2, 16.25, 93.0),
         (Format::Q12, 12.25, 70.0),
         (Format::Q8h, 8.5, 47.5),
         (Format::Q8, 8.25, 46.3),
@@ -189,6 +191,24 @@ fn formats_take_the_bits_of_their_names_and_lose_what_they_must() {
         assert!(db >= floor && db < previous, "{format}: {db:.2} dB");
         previous = db;
     }
+}
+
+#[test]
+fn planes_may_be_read_to_any_depth() {
+    let weights = bell(33, 300);
+    for (deep, floors) in [(Format::Fpins2, &[45.0, 93.0][..]), (Format::Fpins3, &[45.0, 93.0, 138.0])] {
+        let (decoder, codes, scales) = encode(deep, &Slice::new(&weights, 33, 300)).unwrap().into_parts();
+        for (depth, &floor) in (1..).zip(floors) {
+            let header = Header { format: deep.at_depth(depth), ..*decoder.header() };
+            assert_eq!((header.format.planes(), header.code_bytes()), (depth, depth * 33 * 300));
+            let decoder = Decoder::new(header).unwrap();
+            let decoded = decoder.matrix(&codes[..header.code_bytes()], &scales).unwrap().decode();
+            let db = sqnr_db(&weights, &decoded);
+            assert!(db >= floor, "{deep} at depth {depth}: {db:.2} dB");
+        }
+        assert_eq!(deep.at_depth(9), deep);
+    }
+    assert_eq!(Format::Q4.at_depth(1), Format::Q4);
 }
 
 fn any_format() -> impl Strategy<Value = Format> {
@@ -278,10 +298,10 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_decode(format in any_format(), rows in 0usize..5, cols in 0usize..70, bytes in prop::collection::vec(any::<u8>(), 600)) {
+    fn any_bytes_decode(format in any_format(), rows in 0usize..5, cols in 0usize..70, bytes in prop::collection::vec(any::<u8>(), 1000)) {
         let header = Header { format, rows, cols, base: 1.0, k: 0.4 };
         let decoder = Decoder::new(header).unwrap();
-        let matrix = decoder.matrix(&bytes[..header.code_bytes()], &bytes[600 - header.scale_bytes()..]).unwrap();
+        let matrix = decoder.matrix(&bytes[..header.code_bytes()], &bytes[1000 - header.scale_bytes()..]).unwrap();
         let decoded = matrix.decode();
         prop_assert_eq!(decoded.len(), rows * cols);
         // Where the bytes hold no float themselves.

@@ -424,10 +424,10 @@ mod foreign_bytes {
         };
         assert_eq!(change(4, &[9]), "QINS data of version 9: this program reads version 0");
         assert_eq!(change(0, b"GGUF"), "expected a QINS header, found other bytes");
-        assert!(change(6, b"q99\0\0\0").contains("unknown format `q99`"));
-        assert!(change(12, &u64::MAX.to_le_bytes()).contains("too large"));
-        assert!(change(12, &4u64.to_le_bytes()).contains("does not have the shape"));
-        assert!(change(28, &f32::NAN.to_le_bytes()).contains("base scale"));
+        assert!(change(6, b"q99\0\0\0\0\0").contains("unknown format `q99`"));
+        assert!(change(14, &u64::MAX.to_le_bytes()).contains("too large"));
+        assert!(change(14, &4u64.to_le_bytes()).contains("does not have the shape"));
+        assert!(change(30, &f32::NAN.to_le_bytes()).contains("base scale"));
     }
 
     #[test]

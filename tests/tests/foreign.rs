@@ -109,7 +109,8 @@ fn burnpack_files_hold_codes() {
         assert!(is_qins_type(loaded.weight.val().dtype()));
         assert_eq!(output(&loaded), output(&linear));
         let bytes = std::fs::metadata(&path).unwrap().len();
-        assert!(bytes < 48 * 70 * 4, "{format}: {bytes} bytes");
+        // Less than floats, but for the file's own header.
+        assert!(bytes < 48 * 70 * 4 + 1024, "{format}: {bytes} bytes");
 
         // Without the decorator: a panic or an error, not numbers. After a panic burn-store 0.21 leaves a module that
         // must not be dropped.

@@ -284,6 +284,8 @@ fn one_container_gives_the_same_logits_on_every_backend() {
         ("model.layers.2", Format::Q3),
         ("model.layers.3.self_attn", Format::Log8),
         ("model.layers.3.mlp.gate_up*", Format::Q2),
+        ("model.layers.0.self_attn", Format::Fpins2),
+        ("model.layers.1.mlp.down*", Format::Fpins3),
         ("lm_head", Format::Q12),
     ];
     let q4 = Policy::linear(Format::Q4).with_embeddings(Format::Bf16);
@@ -300,19 +302,28 @@ fn one_container_gives_the_same_logits_on_every_backend() {
         let path = output.path().join(i.to_string());
         let converter = Converter::new(&directory, &checkpoint, &path, planned, policy.to_string(), false).unwrap();
         converter.run(|_| ()).unwrap();
-        let container = Container::open(&path).unwrap();
+        let mut container = Container::open(&path).unwrap();
         let formats: BTreeSet<&str> = container.manifest().tensors.values().map(|t| t.format.as_str()).collect();
-        assert_eq!(formats.len(), [2, 9][i], "{formats:?}");
+        assert_eq!(formats.len(), [2, 11][i], "{formats:?}");
 
-        let flex = run::<Flex>(&config, &container);
-        let mut others = vec![("NdArray", run::<NdArray>(&config, &container))];
-        if has_gpu() {
-            others.push(("Wgpu, fused", run::<Wgpu>(&config, &container)));
-            others.push(("Wgpu", run::<CubeBackend<WgpuRuntime, f32, i32, u32>>(&config, &container)));
+        let mut before = None;
+        for depth in (1..=[1, 3][i]).rev() {
+            container = container.at_depth(depth).unwrap();
+            let flex = run::<Flex>(&config, &container);
+            let mut others = vec![("NdArray", run::<NdArray>(&config, &container))];
+            if has_gpu() && depth != 2 {
+                others.push(("Wgpu, fused", run::<Wgpu>(&config, &container)));
+                others.push(("Wgpu", run::<CubeBackend<WgpuRuntime, f32, i32, u32>>(&config, &container)));
+            }
+            for (name, other) in others {
+                let difference = largest_difference(&flex, &other);
+                assert!(difference < 1e-3, "{policy} on {name} at depth {depth}: logits differ by {difference}");
+            }
+            if let Some(before) = before.replace(flex.clone()) {
+                assert_ne!(before, flex, "depth {depth} reads what depth {} reads", depth + 1);
+            }
         }
-        for (name, other) in others {
-            let difference = largest_difference(&flex, &other);
-            assert!(difference < 1e-3, "{policy} on {name}: logits differ by {difference}");
-        }
+        let error = container.at_depth(4).unwrap_err().to_string();
+        assert!(error.contains("found 4"), "{error}");
     }
 }

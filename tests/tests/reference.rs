@@ -1,6 +1,6 @@
 //! The codec against the normative reference (python3 with numpy), and against its floors on trained weights.
 
-use qins_codec::{Decoder, Format, Header, K_GRID, OCTAVES, Slice, encode};
+use qins_codec::{Decoder, Encoded, Format, Header, K_GRID, OCTAVES, Slice, encode};
 use qins_import::Checkpoint;
 use qins_tests::{Random, shared, skip};
 use std::{path::Path, process::Command};
@@ -13,26 +13,41 @@ import qins_reference as ref
 h = json.load(open(sys.argv[2] + "/header.json"))
 load = lambda name, t: np.fromfile(sys.argv[2] + "/" + name, t)
 name, rows, cols, group, bits = h["format"], h["rows"], h["cols"], h["group"], h["bits"]
-groups, half = -(-cols // group), 1 << (bits - 1)
-codes = np.unpackbits(load("codes", np.uint8).reshape(rows, -1), axis=1, bitorder="little")[:, :cols * bits]
-codes = (codes.reshape(rows, cols, bits).astype(np.int64) << np.arange(bits)).sum(2)
-codes = np.pad(codes, ((0, 0), (0, groups * group - cols))).reshape(rows, groups, group)
+groups, half, planes = -(-cols // group), 1 << (bits - 1), h["planes"]
+codes = np.unpackbits(load("codes", np.uint8).reshape(planes * rows, -1), axis=1, bitorder="little")[:, :cols * bits]
+codes = (codes.reshape(planes * rows, cols, bits).astype(np.int64) << np.arange(bits)).sum(2)
+codes = np.pad(codes, ((0, 0), (0, groups * group - cols))).reshape(planes, rows, groups, group)
 scales = load("scales", np.uint8).reshape(rows, -1)
+codes = codes if planes > 1 else codes[0]
 shaped = {"q6": ref.U6, "q4": ref.U4, "q3": ref.U3, "q2": ref.U2}
 if name in shaped:
     base, head = scales[:, :4].copy().view(np.float32)[:, 0], scales[:, 4:].astype(np.int64)
     out = ref.decode_shaped(base, 1 - 2 * (head >> 7), head >> 2 & 31, head & 3, codes, shaped[name], cols)
+elif planes > 1:
+    out = ref.decode_fpins(np.float32(h["base"]), scales.astype(np.int64), [codes[0] & 127, *codes[1:]], codes[0] >= 128, cols, h["k"])
 else:
     table = ref.log_table(h["k"], 128) if name == "log8" else ref.projective_table(h["k"], half)
     out = ref.decode_signed(np.float32(h["base"]), scales.astype(np.int64), codes & (half - 1), codes >= half, table, cols)
 out.astype(np.float32).tofile(sys.argv[2] + "/decoded")
 w = load("weights", np.float32).reshape(-1, cols).astype(np.float64)
-print(json.dumps(((ref.FORMATS[name](w) - w) ** 2).sum(1).tolist() if h["encode"] else []))
+trip = ref.FORMATS.get(name) or ref.fpins(1)
+print(json.dumps(((trip(w) - w) ** 2).sum(1).tolist() if h["encode"] else []))
 "#;
 
 /// The formats that the reference defines.
-const FORMATS: [Format; 8] =
-    [Format::Q8, Format::Q8h, Format::Q12, Format::Q6, Format::Q4, Format::Q3, Format::Q2, Format::Log8];
+const FORMATS: [Format; 11] = [
+    Format::Q8,
+    Format::Q8h,
+    Format::Q12,
+    Format::Q6,
+    Format::Q4,
+    Format::Q3,
+    Format::Q2,
+    Format::Log8,
+    Format::Fpins1,
+    Format::Fpins2,
+    Format::Fpins3,
+];
 
 /// Writes codes for the reference to decode; returns its decoding and the squared errors of its own encoding, by row.
 /// With no weights it only decodes.
@@ -48,7 +63,7 @@ fn reference(
     // f32 to f64 is exact, so JSON carries the base exactly.
     let &Header { format, rows, cols, base, k } = header;
     let json = serde_json::json!({"format": format.name(), "rows": rows, "cols": cols, "group": format.group(),
-        "bits": format.code_bits(), "base": f64::from(base), "k": k, "encode": !weights.is_empty()});
+        "bits": format.code_bits(), "planes": format.planes(), "base": f64::from(base), "k": k, "encode": !weights.is_empty()});
     write("header.json", json.to_string().as_bytes());
     write("codes", codes);
     write("scales", scales);
@@ -118,8 +133,8 @@ fn every_code_and_scale_code_decodes_as_in_the_reference() {
         let all = 1 << format.code_bits();
         let constants: Vec<f64> = match format {
             Format::Log8 => OCTAVES.to_vec(),
-            Format::Q8 | Format::Q8h => K_GRID.to_vec(),
-            Format::Q12 => vec![0.0, 0.5, 2.0],
+            Format::Q8 | Format::Q8h | Format::Fpins1 => K_GRID.to_vec(),
+            Format::Q12 | Format::Fpins2 | Format::Fpins3 => vec![0.0, 0.5, 2.0],
             _ => vec![0.0],
         };
         for k in constants {
@@ -127,7 +142,9 @@ fn every_code_and_scale_code_decodes_as_in_the_reference() {
             let (rows, cols) = (256, all);
             let header = Header { format, rows, cols, base: 0.123_456, k };
             let (row, scale_row) = (format.code_bytes(cols), format.scale_bytes(cols));
-            let mut codes = vec![0u8; header.code_bytes()];
+            // Further planes hold anything.
+            let mut codes: Vec<u8> = (0..header.code_bytes()).map(|i| (i * 97 >> 3) as u8).collect();
+            codes[..rows * row].fill(0);
             for bit in 0..cols * format.code_bits() {
                 let code = bit / format.code_bits();
                 let set = (code >> (bit % format.code_bits()) & 1) as u8;
@@ -150,6 +167,13 @@ fn every_code_and_scale_code_decodes_as_in_the_reference() {
     }
 }
 
+fn at_depth_1(encoded: Encoded) -> Encoded {
+    let (decoder, mut codes, scales) = encoded.into_parts();
+    let header = Header { format: decoder.header().format.at_depth(1), ..*decoder.header() };
+    codes.truncate(header.code_bytes());
+    Encoded::from_parts(Decoder::new(header).unwrap(), codes, scales).unwrap()
+}
+
 #[test]
 fn formats_reach_their_floors_on_trained_weights() {
     let Some(directory) = shared("models/docs-lm") else { return };
@@ -164,14 +188,22 @@ fn formats_reach_their_floors_on_trained_weights() {
         (Format::Q3, 17.8, 17.4),
         (Format::Q2, 11.5, 11.1),
         (Format::Log8, 40.8, 40.4),
+        (Format::Fpins1, 46.3, 45.8),
+        (Format::Fpins2, 93.0, 92.5),
+        (Format::Fpins3, 138.0, 137.5),
     ] {
         let mut sqnr = Vec::new();
         for name in checkpoint.names().filter(|name| name.contains("proj")) {
             let tensor = checkpoint.tensor(name).unwrap();
             let weights = tensor.to_f32();
-            let decoded = encode(format, &tensor).unwrap().matrix().decode();
+            let encoded = encode(format, &tensor).unwrap();
             let signal: f64 = weights.iter().map(|&w| f64::from(w).powi(2)).sum();
-            let db = 10.0 * (signal / squared_error(&weights, &decoded)).log10();
+            let db = |encoded: Encoded| 10.0 * (signal / squared_error(&weights, &encoded.matrix().decode())).log10();
+            if format.planes() > 1 {
+                let first = db(at_depth_1(encoded.clone()));
+                assert!(first >= 45.0, "{format} at depth 1, {name}: {first:.2} dB");
+            }
+            let db = db(encoded);
             assert!(db >= floor, "{format}, {name}: {db:.2} dB");
             sqnr.push(db);
         }

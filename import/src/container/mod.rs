@@ -15,6 +15,7 @@ pub use export::{Exported, export};
 pub use read::{Container, Stored};
 pub use write::{Converted, Converter, Planned, Step};
 
+use qins_codec::Format;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -67,7 +68,7 @@ pub struct SourceFile {
 /// One tensor of a container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorInfo {
-    /// The name of a [`Format`](qins_codec::Format), or `f32`.
+    /// The name of a [`Format`], or `f32`.
     pub format: String,
     /// `[out, in]`, or `[n]`.
     pub shape: Vec<usize>,
@@ -85,12 +86,17 @@ pub struct CodeConstants {
     pub base: f32,
     /// Shape of the projective law: a short decimal number.
     pub k: f64,
-    /// Bits of each plane that codes are cut into: this version knows `[8]`.
+    /// Bits of a code in each plane: planes stand one after the other, and the first of several can be read alone.
     pub planes: Vec<u8>,
     /// Signal to noise; null where nothing was lost, or the weights were not at hand.
     pub sqnr_db: Option<f32>,
     /// Largest difference of a weight; null where the weights were not at hand.
     pub max_abs_error: Option<f32>,
+}
+
+/// The planes of a format, as manifests describe them.
+fn planes(format: Format) -> Vec<u8> {
+    vec![format.code_bits() as u8; format.planes()]
 }
 
 pub(crate) fn hexadecimal(hash: impl AsRef<[u8]>) -> String {

@@ -1,6 +1,6 @@
 //! The reader: everything checked against the header, nothing read before it is asked for.
 
-use super::{CONTAINER_FILE, CONTAINER_VERSION, MANIFEST, Manifest, PARTS, TensorInfo, hexadecimal};
+use super::{CONTAINER_FILE, CONTAINER_VERSION, MANIFEST, Manifest, PARTS, TensorInfo, hexadecimal, planes};
 use crate::{
     ImportError,
     checkpoint::{Checkpoint, CheckpointTensor},
@@ -111,6 +111,20 @@ impl Container {
             return Err(error(format!("it holds `{name}`, which its manifest does not list")));
         }
         Ok(Self { file, manifest, coded })
+    }
+
+    /// The same container, of whose tensors at most the first `depth` planes of codes are read
+    /// ([`Format::at_depth`]).
+    ///
+    /// # Errors
+    /// [`ImportError::Depth`] if `depth` is 0 or none of its tensors has so many planes.
+    pub fn at_depth(mut self, depth: usize) -> Result<Self, ImportError> {
+        let planes = self.coded.values().map(|header| header.format.planes()).max().unwrap_or(1);
+        if !(1..=planes).contains(&depth) {
+            return Err(ImportError::Depth { file: self.path().to_owned(), expected: planes, found: depth });
+        }
+        self.coded.values_mut().for_each(|header| header.format = header.format.at_depth(depth));
+        Ok(self)
     }
 
     /// The file.
@@ -228,7 +242,7 @@ fn header(info: &TensorInfo) -> Result<Header, String> {
     if format.is_raw() {
         return Err(format!("a {format} tensor has no codes"));
     }
-    let planes = [format.code_bits() as u8];
+    let planes = planes(format);
     if code.planes != planes {
         return Err(format!("expected planes {planes:?}, found {:?}", code.planes));
     }

@@ -2,7 +2,7 @@
 
 use super::{
     ALIGNMENT, CONTAINER_FILE, CONTAINER_VERSION, CodeConstants, MANIFEST, Manifest, PARTS, PRODUCER, SourceFile,
-    TensorInfo, hexadecimal,
+    TensorInfo, hexadecimal, planes,
 };
 use crate::{Checkpoint, ImportError};
 use qins_codec::{Deviation, Encoded, Format, Header, HeaderError, encode, matrix_shape};
@@ -157,7 +157,7 @@ pub(crate) fn constants(header: &Header, deviation: Option<Deviation>) -> CodeCo
     CodeConstants {
         base: header.base,
         k: header.k,
-        planes: vec![header.format.code_bits() as u8],
+        planes: planes(header.format),
         sqnr_db: deviation.and_then(|d| d.sqnr_db).map(|db| db as f32),
         max_abs_error: deviation.map(|d| d.max_abs_error as f32),
     }
@@ -387,7 +387,7 @@ fn longest_info(tensor: &Layout) -> TensorInfo {
     let constants = CodeConstants {
         base: LONGEST,
         k: -f64::MIN_POSITIVE,
-        planes: vec![u8::MAX],
+        planes: vec![u8::MAX; tensor.format.map_or(1, Format::planes)],
         sqnr_db: Some(LONGEST),
         max_abs_error: Some(LONGEST),
     };

@@ -7,7 +7,7 @@
 mod host;
 mod portable;
 
-pub(crate) use portable::{decode_elements, map_rows};
+pub(crate) use portable::{decode_elements, map_rows, on_planes};
 
 use crate::QinsTensor;
 use burn_backend::{

@@ -2,10 +2,10 @@
 
 use crate::QinsTensor;
 use burn_backend::{
-    Backend, FloatDType, IntDType, Shape, Slice, TensorData, TensorMetadata, get_device_settings,
+    Backend, DType, FloatDType, IntDType, Shape, Slice, TensorData, TensorMetadata, get_device_settings,
     tensor::{Device, FloatTensor, IntTensor},
 };
-use qins_codec::{Format, Header};
+use qins_codec::Header;
 
 pub(super) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     let &Header { format, rows, cols, .. } = tensor.header();
@@ -13,7 +13,8 @@ pub(super) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> F
     if rows * cols == 0 {
         return B::float_empty(Shape::new([rows, cols]), &device, dtype);
     }
-    let codes = unpack::<B>(tensor.codes.clone(), rows, format.code_bytes(cols), format.code_bits());
+    let plane_rows = format.planes() * rows;
+    let codes = unpack::<B>(tensor.codes.clone(), plane_rows, format.code_bytes(cols), format.code_bits());
     let scales = (!format.is_raw()).then(|| unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols), 8));
     look_up(tensor, codes, scales, dtype)
 }
@@ -31,14 +32,30 @@ pub(super) fn decode_rows<B: Backend>(
     }
     // Rows of codes start at a word, so they are gathered packed; rows of scale codes do not.
     let code_bytes = format.code_bytes(cols);
-    let words =
-        map_rows::<B>(tensor.codes.clone(), rows, code_bytes, 4, |table| B::int_select(table, 0, indices.clone()));
-    let codes = unpack::<B>(words, selected, code_bytes, format.code_bits());
+    let words = on_planes::<B>(&tensor.codes, tensor.header(), |plane| {
+        map_rows::<B>(plane.clone(), rows, code_bytes, 4, |table| B::int_select(table, 0, indices.clone()))
+    });
+    let codes = unpack::<B>(words, format.planes() * selected, code_bytes, format.code_bits());
     let scales = (!format.is_raw()).then(|| {
         let all = unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols), 8);
         B::int_select(all, 0, indices)
     });
     look_up(tensor, codes, scales, dtype)
+}
+
+/// An operation on the codes of each plane, which holds all rows; the results one after the other.
+pub(crate) fn on_planes<B: Backend>(
+    codes: &IntTensor<B>,
+    header: &Header,
+    op: impl Fn(&IntTensor<B>) -> IntTensor<B>,
+) -> IntTensor<B> {
+    let planes = header.format.planes();
+    if planes == 1 {
+        return op(codes);
+    }
+    let words = header.code_bytes() / 4 / planes;
+    let plane = |i: usize| op(&B::int_slice(codes.clone(), &[Slice::from(i * words..(i + 1) * words)]));
+    B::int_cat((0..planes).map(plane).collect(), 0)
 }
 
 /// Packed rows of `row_bytes` bytes through an operation on the table of rows, whose columns have `column_bytes` bytes: 4,
@@ -84,17 +101,19 @@ pub(crate) fn decode_elements<B: Backend>(
     cols: IntTensor<B>,
     dtype: FloatDType,
 ) -> FloatTensor<B> {
-    let &Header { format, cols: row_length, .. } = tensor.header();
+    let &Header { format, rows: all_rows, cols: row_length, .. } = tensor.header();
     let device = B::int_device(&tensor.codes);
     let int = get_device_settings::<B>(&device).int_dtype;
     let bits = format.code_bits();
-    // A code from bit `bit` of a row on. What the next word adds is moved by no more than a code's width: there it is
+    // A code from bit `bit` of a row of a plane on. What the next word adds is moved by no more than a code's width: there it is
     // masked, and nothing is shifted out, which not every backend allows.
-    let code = |bit: IntTensor<B>| {
+    let code = |plane: usize| {
+        let bit = B::int_mul_scalar(cols.clone(), (bits as i64).into());
         let row_words = (format.code_bytes(row_length) / 4) as i64;
         let last = tensor.codes.shape()[0] as i64 - 1;
         let word = B::int_div_scalar(bit.clone(), 32i64.into());
-        let word_index = B::int_add(B::int_mul_scalar(rows.clone(), row_words.into()), word);
+        let row = B::int_add_scalar(rows.clone(), ((plane * all_rows) as i64).into());
+        let word_index = B::int_add(B::int_mul_scalar(row, row_words.into()), word);
         let next = B::int_clamp_max(B::int_add_scalar(word_index.clone(), 1i64.into()), last.into());
         let shift = B::int_remainder_scalar(bit, 32i64.into());
         let rest = B::int_clamp_max(B::int_add_scalar(B::int_neg(shift.clone()), 32i64.into()), (bits as i64).into());
@@ -104,9 +123,9 @@ pub(crate) fn decode_elements<B: Backend>(
         let high = B::bitwise_left_shift(high, B::int_cast(rest, IntDType::U32));
         B::int_cast(B::bitwise_and_scalar(B::bitwise_or(low, high), mask(bits).into()), int)
     };
-    let codes = code(B::int_mul_scalar(cols.clone(), (bits as i64).into()));
+    let codes = (0..format.planes()).map(code).collect();
     if format.is_raw() {
-        return B::float_cast(entries::<B>(&tensor.decoder.values(), codes, &device), dtype);
+        return B::float_cast(values::<B>(tensor, codes, None), dtype);
     }
     // A byte of a row of scales.
     let byte = |column: IntTensor<B>| {
@@ -124,8 +143,7 @@ pub(crate) fn decode_elements<B: Backend>(
         let column = |i: i64| byte(B::int_add_scalar(B::int_mul_scalar(cols.clone(), 0i64.into()), i.into()));
         scales = B::float_mul(float_of_bytes::<B>([0, 1, 2, 3].map(column)), scales);
     }
-    let values = entries::<B>(&tensor.decoder.values(), in_table::<B>(format, codes, header), &device);
-    B::float_cast(B::float_mul(scales, values), dtype)
+    scaled::<B>(scales, values::<B>(tensor, codes, Some(header)), dtype)
 }
 
 /// The lowest `bits` bits.
@@ -156,7 +174,7 @@ fn unpack<B: Backend>(words: IntTensor<B>, rows: usize, row_bytes: usize, bits: 
     B::int_reshape(B::int_slice(all, &[Slice::from(0..rows * row_codes)]), Shape::new([rows, row_codes]))
 }
 
-/// `scale * value` for codes `[n, codes a row]` and bytes of scales `[n, scale bytes a row]`, where there are any.
+/// `scale * value` for codes `[planes * n, codes a row]` and bytes of scales `[n, scale bytes a row]`, where there are any.
 fn look_up<B: Backend>(
     tensor: &QinsTensor<B>,
     codes: IntTensor<B>,
@@ -165,11 +183,12 @@ fn look_up<B: Backend>(
 ) -> FloatTensor<B> {
     let &Header { format, cols, .. } = tensor.header();
     let device = B::int_device(&codes);
-    let (n, groups) = (codes.shape()[0], format.groups(cols));
+    let (n, groups) = (codes.shape()[0] / format.planes(), format.groups(cols));
 
-    let codes = B::int_slice(codes, &[Slice::from(0..n), Slice::from(0..cols)]);
+    let plane = |i: usize| B::int_slice(codes.clone(), &[Slice::from(i * n..(i + 1) * n), Slice::from(0..cols)]);
+    let codes = (0..format.planes()).map(plane).collect();
     let Some(bytes) = scales else {
-        return B::float_cast(entries::<B>(&tensor.decoder.values(), codes, &device), dtype);
+        return B::float_cast(values::<B>(tensor, codes, None), dtype);
     };
     let columns = |bytes: &IntTensor<B>, from: usize, to: usize| {
         B::int_slice(bytes.clone(), &[Slice::from(0..n), Slice::from(from..to)])
@@ -186,25 +205,66 @@ fn look_up<B: Backend>(
     let scales = B::float_expand(B::float_reshape(scales, Shape::new([n, groups, 1])), Shape::new([n, groups, group]));
     let scales = B::float_reshape(scales, wide.clone());
     let scales = B::float_slice(scales, &[Slice::from(0..n), Slice::from(0..cols)]);
-    let codes = if base_bytes > 0 {
+    let headers = (base_bytes > 0).then(|| {
         let headers =
             B::int_expand(B::int_reshape(headers, Shape::new([n, groups, 1])), Shape::new([n, groups, group]));
-        let headers = B::int_reshape(headers, wide);
-        in_table::<B>(format, codes, B::int_slice(headers, &[Slice::from(0..n), Slice::from(0..cols)]))
-    } else {
-        codes
-    };
-    let values = entries::<B>(&tensor.decoder.values(), codes, &device);
-    B::float_cast(B::float_mul(scales, values), dtype)
+        B::int_slice(B::int_reshape(headers, wide), &[Slice::from(0..n), Slice::from(0..cols)])
+    });
+    scaled::<B>(scales, values::<B>(tensor, codes, headers), dtype)
 }
 
-/// Codes as indices of all tables, where headers choose among them: those are the lowest two bits.
-fn in_table<B: Backend>(format: Format, codes: IntTensor<B>, headers: IntTensor<B>) -> IntTensor<B> {
-    if format.base_bytes() == 0 {
-        return codes;
+/// `w/s` of codes, given plane by plane, whose groups have these scale codes; those matter only where they choose tables.
+fn values<B: Backend>(
+    tensor: &QinsTensor<B>,
+    planes: Vec<IntTensor<B>>,
+    scale_codes: Option<IntTensor<B>>,
+) -> FloatTensor<B> {
+    let format = tensor.header().format;
+    let device = B::int_device(&planes[0]);
+    if planes.len() > 1 {
+        return of_cells::<B>(planes, tensor.header().k);
     }
-    let shape = B::int_remainder_scalar(headers, 4i64.into());
-    B::int_add(B::int_mul_scalar(shape, (1i64 << format.code_bits()).into()), codes)
+    let [codes] = <[_; 1]>::try_from(planes).expect("one plane");
+    let codes = match scale_codes.filter(|_| format.base_bytes() > 0) {
+        Some(headers) => {
+            // The lowest two bits.
+            let shape = B::int_remainder_scalar(headers, 4i64.into());
+            B::int_add(B::int_mul_scalar(shape, (1i64 << format.code_bits()).into()), codes)
+        }
+        None => codes,
+    };
+    entries::<B>(&tensor.decoder.values(), codes, &device)
+}
+
+/// The centres of cells in the projective coordinate: `(1-u)/(1+ku)` at `u = (2 cell + 1)/2^(8 planes)`, over its value at
+/// `1/256`. In f64, or in f32 within a few units in the last place on a device that has nothing wider.
+fn of_cells<B: Backend>(planes: Vec<IntTensor<B>>, k: f64) -> FloatTensor<B> {
+    let device = B::int_device(&planes[0]);
+    let wide = if B::supports_dtype(&device, DType::F64) { FloatDType::F64 } else { FloatDType::F32 };
+    let all = 1i64 << (8 * planes.len());
+    let negative = B::int_div_scalar(planes[0].clone(), 128i64.into());
+    let head = B::int_remainder_scalar(planes[0].clone(), 128i64.into());
+    let further = planes.into_iter().skip(1);
+    let cell = further.fold(head, |cell, plane| B::int_add(B::int_mul_scalar(cell, 256i64.into()), plane));
+    // At most 24 bits, so that `u` and `1 - u` are exact even in f32.
+    let odd = B::int_add_scalar(B::int_mul_scalar(cell, 2i64.into()), 1i64.into());
+    let u = B::float_div_scalar(B::int_into_float(odd, wide), (all as f64).into());
+    let below = B::float_add_scalar(B::float_mul_scalar(u.clone(), k.into()), 1f64.into());
+    let above = B::float_add_scalar(B::float_neg(u), 1f64.into());
+    let first = (1.0 - 1.0 / 256.0) / (1.0 + k / 256.0);
+    let value = B::float_div_scalar(B::float_div(above, below), first.into());
+    let sign = B::int_add_scalar(B::int_mul_scalar(negative, (-2i64).into()), 1i64.into());
+    B::float_mul(value, B::int_into_float(sign, wide))
+}
+
+/// `scale * value`, rounded once where values are wider than f32.
+fn scaled<B: Backend>(scales: FloatTensor<B>, values: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+    let cast = |tensor: FloatTensor<B>, dtype: FloatDType| match tensor.dtype() == DType::from(dtype) {
+        true => tensor,
+        false => B::float_cast(tensor, dtype),
+    };
+    let scales = cast(scales, values.dtype().into());
+    cast(cast(B::float_mul(scales, values), FloatDType::F32), dtype)
 }
 
 /// The positive f32 whose bytes these are, lowest first: `(2^23 + mantissa) 2^(exponent - 150)`.

@@ -22,7 +22,7 @@ pub struct Args {
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Format of linear weights: q8, q8h, q12, q6, q4, q3, q2, log8, f16, bf16; embeddings keep 16 bits, norms are not
+    /// Format of linear weights: q8, q8h, q12, q6, q4, q3, q2, log8, fpins:1 to fpins:3, f16, bf16; embeddings keep 16 bits, norms are not
     /// changed
     #[arg(long, default_value = "q8")]
     format: Format,

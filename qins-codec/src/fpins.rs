@@ -1,0 +1,174 @@
+//! Progressive codes: byte planes of which a reader may stop after any.
+//!
+//! Plane 1 is a sign and a 7-bit cell of the projective coordinate, as in `q8`; each further byte cuts the cell of the
+//! planes before into 256. Read to depth 1 they are codes of `q8`; deeper, a weight is the centre of its last cell.
+
+use crate::{
+    Decoder, Encoded, Format, Header, Weights,
+    error::EncodeError,
+    projective::{K_GRID, law},
+    scale::{ZERO_GROUP, base_for, scale},
+    signed::largest_magnitude,
+    weights::sample,
+};
+use rayon::prelude::*;
+
+/// Weights read to choose `k`.
+const SAMPLE: usize = 1 << 13;
+
+/// Cells of plane 1, for each sign.
+const FIRST_CELLS: u32 = 128;
+
+/// Weights in a group.
+const GROUP: usize = 32;
+
+/// Cells of several planes: what each stands for, and which a weight is in.
+#[derive(Clone, Copy)]
+pub(crate) struct Cells {
+    planes: usize,
+    k: f64,
+    /// Cells of all planes, for each sign.
+    count: u32,
+    /// The law at the centre of the first cell of plane 1, where `|w|/s` is 1.
+    first: f64,
+}
+
+impl Cells {
+    pub(crate) fn new(format: Format, k: f64) -> Self {
+        let planes = format.planes();
+        let count = FIRST_CELLS << (8 * (planes - 1));
+        Self { planes, k, count, first: law(1.0 / f64::from(2 * FIRST_CELLS), k) }
+    }
+
+    /// `|w|/s` at the centre of a cell.
+    fn value(&self, cell: u32) -> f64 {
+        law(f64::from(2 * cell + 1) / f64::from(2 * self.count), self.k) / self.first
+    }
+
+    /// The cell of a magnitude `|w|/s`; beyond either end, the last there.
+    fn cell(&self, x: f64) -> u32 {
+        // The law is its own inverse.
+        let u = law(x * self.first, self.k);
+        ((u * f64::from(self.count)) as u32).min(self.count - 1)
+    }
+
+    /// Decodes a row: its codes in each plane, and the scales of its groups.
+    pub(crate) fn decode_row(&self, planes: &[&[u8]], scales: impl Iterator<Item = f32>, out: &mut [f32]) {
+        for ((i, out), s) in out.chunks_mut(GROUP).enumerate().zip(scales) {
+            for (j, o) in out.iter_mut().enumerate() {
+                let code = |plane: &&[u8]| u32::from(plane[i * GROUP + j]);
+                let signed = code(&planes[0]);
+                let cell = planes[1..].iter().fold(signed % FIRST_CELLS, |cell, plane| cell << 8 | code(plane));
+                let magnitude = (f64::from(s) * self.value(cell)) as f32;
+                *o = if signed < FIRST_CELLS { magnitude } else { -magnitude };
+            }
+        }
+    }
+}
+
+/// Encodes with the `k` of [`K_GRID`] and the scales of least squared error at depth 1: there they matter most, and all of
+/// the cells beneath are about as good.
+pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
+    let (rows, cols) = (weights.rows(), weights.cols());
+    let base = base_for(largest_magnitude(weights)?);
+    let sample = sample(weights, SAMPLE);
+    let error = |k| {
+        let encoder = Encoder { cells: Cells::new(format, k), judged: Cells::new(format.at_depth(1), k), base };
+        let rows = sample.chunks_exact(cols.max(1));
+        rows.flat_map(|row| row.chunks(GROUP)).map(|group| encoder.scale_code(group).1).sum::<f64>()
+    };
+    let errors = K_GRID.map(|k| (k, error(k)));
+    let (k, _) = errors.into_iter().min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("the grid is not empty");
+    encode_rows(Header { format, rows, cols, base, k }, 1, weights)
+}
+
+/// Encodes with constants already chosen, by the error of all planes: weights decoded with them find their codes again.
+pub(crate) fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
+    largest_magnitude(weights)?;
+    encode_rows(header, header.format.planes(), weights)
+}
+
+fn encode_rows(header: Header, judged_at: usize, weights: &impl Weights) -> Result<Encoded, EncodeError> {
+    let Header { format, rows, cols, base, k } = header;
+    let decoder = Decoder::new(header)?;
+    let (mut codes, mut scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
+    if rows * cols == 0 {
+        return Ok(Encoded { decoder, codes, scales });
+    }
+    let [cells, judged] = [format, format.at_depth(judged_at)].map(|format| Cells::new(format, k));
+    let encoder = Encoder { cells, judged, base };
+    let row_bytes = format.code_bytes(cols);
+    // Of each row, its codes in every plane.
+    let mut of_rows: Vec<Vec<&mut [u8]>> = (0..rows).map(|_| Vec::with_capacity(format.planes())).collect();
+    for plane in codes.chunks_exact_mut(rows * row_bytes) {
+        of_rows.iter_mut().zip(plane.chunks_exact_mut(row_bytes)).for_each(|(row, codes)| row.push(codes));
+    }
+    let of_rows = of_rows.par_iter_mut().zip(scales.par_chunks_exact_mut(format.scale_bytes(cols)));
+    of_rows.enumerate().for_each_init(
+        || vec![0.0; cols],
+        |buffer, (row, (planes, scales))| {
+            weights.read_row(row, buffer);
+            encoder.row(buffer, planes, scales);
+        },
+    );
+    Ok(Encoded { decoder, codes, scales })
+}
+
+struct Encoder {
+    cells: Cells,
+    /// Those by which scales are chosen: of fewer planes, or the same.
+    judged: Cells,
+    base: f32,
+}
+
+impl Encoder {
+    /// Writes the codes of a row in every plane, and its scale codes.
+    fn row(&self, row: &[f32], planes: &mut [&mut [u8]], scale_codes: &mut [u8]) {
+        for (i, (group, scale_code)) in row.chunks(GROUP).zip(scale_codes).enumerate() {
+            (*scale_code, _) = self.scale_code(group);
+            let s = f64::from(scale(self.base, *scale_code));
+            for (j, &w) in group.iter().enumerate() {
+                let cell = if s > 0.0 { self.cells.cell(f64::from(w.abs()) / s) } else { 0 };
+                for (plane, codes) in planes.iter_mut().enumerate() {
+                    codes[i * GROUP + j] = (cell >> (8 * (self.cells.planes - 1 - plane))) as u8;
+                }
+                planes[0][i * GROUP + j] |= u8::from(w < 0.0) << 7;
+            }
+        }
+    }
+
+    /// The scale code of least squared error near the last that covers the group, and that error.
+    fn scale_code(&self, group: &[f32]) -> (u8, f64) {
+        let largest = group.iter().fold(0f32, |largest, w| largest.max(w.abs()));
+        let zeros = (ZERO_GROUP, group.iter().map(|&w| f64::from(w).powi(2)).sum());
+        if largest == 0.0 {
+            return zeros;
+        }
+        // How many scale codes cover the group.
+        let (mut covering, mut end) = (0u8, ZERO_GROUP);
+        while covering < end {
+            let middle = covering + (end - covering) / 2;
+            if scale(self.base, middle) >= largest { covering = middle + 1 } else { end = middle }
+        }
+        // The last three of those; and those next to them, where the cells that are judged show what is cut off, for
+        // decoding moves the largest weight a little.
+        let shows = u8::from(self.judged.planes == self.cells.planes);
+        let last = covering.saturating_add(shows).saturating_sub(1).min(ZERO_GROUP - 1);
+        let near = last.saturating_sub(2 + 2 * shows)..=last;
+        let errors = near.map(|code| (code, self.error(group, scale(self.base, code))));
+        errors.chain([zeros]).min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("zeros at least")
+    }
+
+    fn error(&self, group: &[f32], s: f32) -> f64 {
+        if s == 0.0 {
+            return f64::INFINITY;
+        }
+        let s = f64::from(s);
+        let difference = |&w: &f32| {
+            let w = f64::from(w.abs());
+            // Rounded as decoding does, so that decoded weights show no error at their own scale.
+            f64::from((s * self.judged.value(self.judged.cell(w / s))) as f32) - w
+        };
+        group.iter().map(|w| difference(w).powi(2)).sum()
+    }
+}
