@@ -23,6 +23,7 @@ mod error;
 mod format;
 mod matmul;
 mod matrix;
+pub mod origins;
 mod pack;
 mod projective;
 mod raw;
