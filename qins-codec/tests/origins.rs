@@ -124,7 +124,8 @@ fn linear_repair_reaches_the_figures_of_the_record_and_fails_on_tails() {
     assert!(found < 6.0, "{found:.2} dB of the other weights");
     let [rows, cols] = SHAPE;
     let q8 = encode(Format::Q8, &Slice::new(&weights, rows, cols)).unwrap().matrix().decode();
-    assert!(rest(&q8) > 46.0, "{:.2} dB of the other weights in q8", rest(&q8));
+    // The outlier takes the 31 others of its group with it, 1 in 25,000: 44 dB.
+    assert!(rest(&q8) > 43.5, "{:.2} dB of the other weights in q8", rest(&q8));
 }
 
 /// The record's 0.06 % is not found in any usual measure: of the largest weight the mean difference is a quarter step.
