@@ -6,11 +6,11 @@
 //! Our reading: the inverse law with a product for a code, `|w| = max * 21^L / (f_1 f_2 .. f_L)`. With `v = 21^L max / |w|`,
 //! level `l` of `L` takes the factor nearest to the root that spreads the rest evenly over the levels left,
 //! `f_l = round(v^(1 / (L - l + 1)))` in `1..=255`, and hands on `v / f_l`. The last factor is at least 21, for an error of
-//! at most 1/42 = 2.4 %: the record's, from which the 21 is chosen. Magnitudes spread evenly from a tenth of the largest to
-//! the largest then have the record's mean too.
+//! at most 1/42 = 2.4 %: the record's, from which the 21 is chosen. On magnitudes spread evenly from a tenth of the largest
+//! to the largest, a draw that is ours, the mean at depth 2 is 0.85 % (`cargo run --release -p qins-codec --example origins`).
 //!
-//! So a level widens the range, by 255/21, and adds no precision; smaller magnitudes are clamped, to a multiple of
-//! themselves. The format `fpins:L` of the project is another: there each byte splits the cell of the ones before.
+//! So a level widens the range, by 255/21, and adds no precision. Magnitudes below the range are clamped: they decode to
+//! many times their size. The format `fpins:L` of the project is another: there each byte splits the cell of the ones before.
 
 use super::{Origin, largest, with_signs};
 
