@@ -1,9 +1,9 @@
 //! How far decoded weights are from the true ones.
 
-use crate::{Matrix, Weights};
+use crate::Weights;
 use rayon::prelude::*;
 
-/// The difference of an encoded matrix from the weights it was made of.
+/// The difference of decoded weights from those they were made of.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Deviation {
     /// Signal to quantization noise, `10 log10(sum w^2 / sum (w - d)^2)`; `None` where nothing differs.
@@ -16,46 +16,72 @@ pub struct Deviation {
     pub rms: f64,
     /// Mean of `|w - d| / |w|` over the weights that are not 0.
     pub mean_relative_error: f64,
+    /// Largest `|w - d| / |w|` over the same weights.
+    pub max_relative_error: f64,
 }
 
 impl Deviation {
-    /// Compares row by row.
+    /// Compares row by row: a [`Matrix`](crate::Matrix), or decoded weights in a [`Slice`](crate::Slice).
     ///
     /// # Panics
     /// If the shapes differ.
-    pub fn of(matrix: &Matrix<'_>, weights: &impl Weights) -> Self {
-        let (rows, cols) = (matrix.header().rows, matrix.header().cols);
+    pub fn of(decoded: &impl Weights, weights: &impl Weights) -> Self {
+        let (rows, cols) = (decoded.rows(), decoded.cols());
         assert_eq!((rows, cols), (weights.rows(), weights.cols()), "the matrix was made of other weights");
-        let sums: Vec<[f64; 5]> = (0..rows)
+        let sums: Vec<Sums> = (0..rows)
             .into_par_iter()
             .map_init(
                 || (vec![0.0; cols], vec![0.0; cols]),
-                |(decoded, exact), row| {
-                    matrix.decode_row(row, decoded);
+                |(row_decoded, exact), row| {
+                    decoded.read_row(row, row_decoded);
                     weights.read_row(row, exact);
-                    let difference = |(d, w): (&f32, &f32)| (f64::from(*d), f64::from(*w));
-                    decoded.iter().zip(exact.iter()).map(difference).fold(
-                        [0.0; 5],
-                        |[signal, noise, largest, relative, counted], (d, w)| {
-                            let off = (d - w).abs();
-                            let (ratio, one) = if w == 0.0 { (0.0, 0.0) } else { (off / w.abs(), 1.0) };
-                            [signal + w * w, noise + off * off, largest.max(off), relative + ratio, counted + one]
-                        },
-                    )
+                    let pairs = row_decoded.iter().zip(exact.iter());
+                    pairs.fold(Sums::default(), |sums, (&d, &w)| sums.join(Sums::of(d.into(), w.into())))
                 },
             )
             .collect();
         // In row order: the same sum for any number of threads.
-        let [signal, noise, max_abs_error, relative, counted] = sums
-            .into_iter()
-            .fold([0.0; 5], |a, b| [a[0] + b[0], a[1] + b[1], f64::max(a[2], b[2]), a[3] + b[3], a[4] + b[4]]);
+        let sums = sums.into_iter().fold(Sums::default(), Sums::join);
         let mean = |sum: f64| if rows * cols > 0 { sum / (rows * cols) as f64 } else { 0.0 };
         Self {
-            sqnr_db: (noise > 0.0).then(|| 10.0 * (signal / noise).log10()),
-            max_abs_error,
-            rmse: mean(noise).sqrt(),
-            rms: mean(signal).sqrt(),
-            mean_relative_error: if counted > 0.0 { relative / counted } else { 0.0 },
+            sqnr_db: (sums.noise > 0.0).then(|| 10.0 * (sums.signal / sums.noise).log10()),
+            max_abs_error: sums.largest,
+            rmse: mean(sums.noise).sqrt(),
+            rms: mean(sums.signal).sqrt(),
+            mean_relative_error: if sums.counted > 0.0 { sums.relative / sums.counted } else { 0.0 },
+            max_relative_error: sums.largest_relative,
+        }
+    }
+}
+
+/// Sums over weights, and the largest differences among them.
+#[derive(Default)]
+struct Sums {
+    signal: f64,
+    noise: f64,
+    largest: f64,
+    relative: f64,
+    largest_relative: f64,
+    /// Weights that are not 0.
+    counted: f64,
+}
+
+impl Sums {
+    /// Of the weight `w` decoded as `d`.
+    fn of(d: f64, w: f64) -> Self {
+        let off = (d - w).abs();
+        let (relative, counted) = if w == 0.0 { (0.0, 0.0) } else { (off / w.abs(), 1.0) };
+        Self { signal: w * w, noise: off * off, largest: off, relative, largest_relative: relative, counted }
+    }
+
+    fn join(self, other: Self) -> Self {
+        Self {
+            signal: self.signal + other.signal,
+            noise: self.noise + other.noise,
+            largest: self.largest.max(other.largest),
+            relative: self.relative + other.relative,
+            largest_relative: self.largest_relative.max(other.largest_relative),
+            counted: self.counted + other.counted,
         }
     }
 }
@@ -75,7 +101,11 @@ mod tests {
         let signal: f64 = weights.iter().map(|&w| f64::from(w).powi(2)).sum();
         assert!((found.sqnr_db.unwrap() - 10.0 * (signal / (off * off)).log10()).abs() < 1e-9);
         assert!((found.rms - (signal / 4.0).sqrt()).abs() < 1e-15);
-        assert!((found.mean_relative_error - off.abs() / f64::from(0.1f32) / 4.0).abs() < 1e-15);
+        let relative = off.abs() / f64::from(0.1f32);
+        assert!((found.mean_relative_error - relative / 4.0).abs() < 1e-15);
+        assert!((found.max_relative_error - relative).abs() < 1e-15);
+        let decoded = coded.matrix().decode();
+        assert_eq!(Deviation::of(&Slice::new(&decoded, 2, 2), &Slice::new(&weights, 2, 2)), found);
         let exact = [1.0, -0.5, 0.25, 0.0];
         let coded = encode(Format::Bf16, &Slice::new(&exact, 2, 2)).unwrap();
         assert_eq!(Deviation::of(&coded.matrix(), &Slice::new(&exact, 2, 2)).sqnr_db, None);

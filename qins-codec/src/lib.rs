@@ -24,6 +24,7 @@ mod format;
 mod fpins;
 mod matmul;
 mod matrix;
+pub mod origins;
 mod pack;
 mod projective;
 mod raw;

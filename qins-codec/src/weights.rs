@@ -1,3 +1,5 @@
+use crate::Matrix;
+
 /// A float weight matrix `[out, in]` read row by row, from wherever it lies: a slice, a transposed tensor, a file.
 ///
 /// Encoding reads rows more than once and from several threads, and never asks for the whole matrix.
@@ -81,5 +83,20 @@ impl Weights for Slice<'_> {
                 *o = self.values[start + col * self.col_stride];
             }
         }
+    }
+}
+
+/// What the matrix decodes to: to compare it, or to encode it again.
+impl Weights for Matrix<'_> {
+    fn rows(&self) -> usize {
+        self.header().rows
+    }
+
+    fn cols(&self) -> usize {
+        self.header().cols
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.decode_row(row, out);
     }
 }
