@@ -124,6 +124,14 @@ pub enum ImportError {
         /// What does not fit.
         reason: String,
     },
+    /// No formats that keep to what was asked.
+    #[error("{}: {reason}", file.display())]
+    Target {
+        /// The checkpoint.
+        file: PathBuf,
+        /// What was asked, and what comes nearest.
+        reason: String,
+    },
     /// More planes asked for than there are.
     #[error("{}: expected a depth of 1 to {expected}, found {found}", file.display())]
     Depth {

@@ -29,12 +29,14 @@
 //! Linear layers must have `LinearLayout::Row`, Burn's default.
 
 mod checkpoint;
+mod choose;
 pub mod container;
 mod error;
 mod load;
 mod save;
 
 pub use checkpoint::{Checkpoint, CheckpointTensor};
+pub use choose::{Target, choose};
 pub use container::Container;
 pub use error::ImportError;
 pub use load::{Progress, load, load_container, load_encoded, plan};

@@ -7,7 +7,7 @@ use burn::{
     tensor::{AllocationProperty, Bytes, Tensor, TensorData, backend::Backend},
 };
 use qins_backend::{ParamPath, Policy, Qins, QinsTensor};
-use qins_codec::{Decoder, Format, Header, Weights};
+use qins_codec::{Decoder, Header, Weights};
 use std::{
     collections::BTreeSet,
     marker::PhantomData,
@@ -74,11 +74,15 @@ pub fn plan<B: Backend, M: Module<B>>(
 ) -> Result<Vec<Planned>, ImportError> {
     let found = parameters::<B, M>(module, Some(policy))?;
     compare(&found, checkpoint)?;
-    Ok(found.into_iter().map(|Parameter { name, format, .. }| Planned { name, format }).collect())
+    let planned = |Parameter { name, path, .. }| {
+        let storage = policy.storage(&path);
+        Planned { name, format: storage.format(), cached: storage.is_cached() }
+    };
+    Ok(found.into_iter().map(planned).collect())
 }
 
 /// Where tensors come from.
-trait Tensors {
+pub(crate) trait Tensors {
     /// What errors call it.
     fn path(&self) -> &Path;
     fn file_of(&self, name: &str) -> PathBuf;
@@ -163,9 +167,11 @@ fn float<B: Backend, const D: usize>(
 fn coded<B: Backend, const D: usize>(
     matrix: QinsTensor<B>,
     shape: &[usize],
+    cached: bool,
     parameter: &ParamPath,
 ) -> Tensor<Qins<B>, D> {
     let tensor = if parameter.is_linear_weight() { matrix.transpose() } else { matrix.reshape(shape) };
+    let tensor = if cached { tensor.cache_decoded() } else { tensor };
     Tensor::from_primitive(tensor.into_primitive())
 }
 
@@ -197,14 +203,15 @@ impl<B: Backend> Place<Qins<B>> for Encoding<'_> {
         device: &B::Device,
     ) -> Result<(Tensor<Qins<B>, D>, usize), ImportError> {
         let tensor = self.checkpoint.tensor(name)?;
-        let placed = match self.policy.format(parameter) {
+        let storage = self.policy.storage(parameter);
+        let placed = match storage.format() {
             Some(format) => {
                 let encoded = qins_codec::encode(format, &tensor).map_err(|source| ImportError::Encode {
                     file: self.checkpoint.file_of(name),
                     tensor: name.to_owned(),
                     source,
                 })?;
-                coded(QinsTensor::from_encoded(encoded, device), tensor.shape(), parameter)
+                coded(QinsTensor::from_encoded(encoded, device), tensor.shape(), storage.is_cached(), parameter)
             }
             None => float(tensor, parameter, device),
         };
@@ -260,8 +267,8 @@ impl<B: Backend> Place<Qins<B>> for Container {
             }
         };
         let matrix = matrix.unwrap_or_else(|error| unreachable!("{header:?} was checked when opened: {error}"));
-        let shape = &self.manifest().tensors[name].shape;
-        Ok((coded(matrix, shape, parameter), bytes))
+        let info = &self.manifest().tensors[name];
+        Ok((coded(matrix, &info.shape, info.cached, parameter), bytes))
     }
 }
 
@@ -294,16 +301,20 @@ pub(crate) fn in_checkpoint(path: &ParamPath, mut shape: Vec<usize>) -> (String,
     (renamed.unwrap_or(name), shape)
 }
 
-/// The parameters of a module, with their formats. Fails for a pattern of the policy that takes none of them.
-fn parameters<B: Backend, M: Module<B>>(module: &M, policy: Option<&Policy>) -> Result<Vec<Parameter>, ImportError> {
-    let mut parameters = Parameters { path: ParamPath::default(), paths: Vec::new(), found: Vec::new(), policy };
+/// The parameters of a module. Fails for a pattern of the policy that takes none of them.
+pub(crate) fn parameters<B: Backend, M: Module<B>>(
+    module: &M,
+    policy: Option<&Policy>,
+) -> Result<Vec<Parameter>, ImportError> {
+    let mut parameters = Parameters::default();
     module.visit(&mut parameters);
-    policy.map_or(Ok(()), |policy| policy.check(&parameters.paths))?;
+    let paths: Vec<_> = parameters.found.iter().map(|parameter| parameter.path.clone()).collect();
+    policy.map_or(Ok(()), |policy| policy.check(&paths))?;
     Ok(parameters.found)
 }
 
 /// Every parameter against the header.
-fn compare(parameters: &[Parameter], tensors: &dyn Tensors) -> Result<(), ImportError> {
+pub(crate) fn compare(parameters: &[Parameter], tensors: &dyn Tensors) -> Result<(), ImportError> {
     let file = || tensors.path().to_owned();
     let mut missing = Vec::new();
     for Parameter { name, shape: expected, .. } in parameters {
@@ -328,22 +339,20 @@ fn compare(parameters: &[Parameter], tensors: &dyn Tensors) -> Result<(), Import
 }
 
 /// A parameter as the checkpoint should have it.
-struct Parameter {
-    name: String,
+pub(crate) struct Parameter {
+    pub(crate) name: String,
+    pub(crate) path: ParamPath,
     shape: Vec<usize>,
-    /// Of the policy, if that was asked.
-    format: Option<Format>,
 }
 
 /// Collects names and shapes without initialising a parameter.
-struct Parameters<'a> {
+#[derive(Default)]
+struct Parameters {
     path: ParamPath,
-    paths: Vec<ParamPath>,
     found: Vec<Parameter>,
-    policy: Option<&'a Policy>,
 }
 
-impl<B: Backend> ModuleVisitor<B> for Parameters<'_> {
+impl<B: Backend> ModuleVisitor<B> for Parameters {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.enter(name, container_type);
     }
@@ -354,9 +363,7 @@ impl<B: Backend> ModuleVisitor<B> for Parameters<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let (name, shape) = in_checkpoint(&self.path, param.lazy_shape().to_vec());
-        let format = self.policy.and_then(|policy| policy.format(&self.path));
-        self.paths.push(self.path.clone());
-        self.found.push(Parameter { name, shape, format });
+        self.found.push(Parameter { name, path: self.path.clone(), shape });
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     ImportError,
     container::{
-        CONTAINER_FILE, CONTAINER_VERSION, Manifest, PRODUCER, TensorInfo, hexadecimal,
+        CONTAINER_FILE, CONTAINER_VERSION, Manifest, PRODUCER, hexadecimal,
         write::{
             Layout, arrange, constants, header, header_room, put_in_place, remove_directory, require_space,
             with_extension, write_error,
@@ -67,7 +67,7 @@ pub fn save_container<B: Backend, M: Module<Qins<B>>>(
         });
         let Ok(code) = code;
         let sha256 = hexadecimal(hash.finalize());
-        let info = TensorInfo { format: tensor.format_name(), shape: tensor.shape.clone(), code, sha256 };
+        let info = tensor.info(code, sha256);
         manifest.tensors.insert(tensor.name.clone(), info);
     }
 

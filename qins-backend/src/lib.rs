@@ -40,7 +40,7 @@ mod view;
 pub use backend::Qins;
 pub use bytes::BytesError;
 pub use linear::{QinsLinear, QinsLinearConfig, QinsLinearRecord};
-pub use policy::{ParamPath, PatternError, Policy, PolicyError, WeightKind};
+pub use policy::{ParamPath, PatternError, Policy, PolicyError, Rule, RuleError, Storage, WeightKind};
 pub use recode::{lazy_float, recode};
 pub use scheme::is_qins_type;
 pub use tensor::{QinsFloat, QinsTensor};

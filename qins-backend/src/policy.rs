@@ -7,8 +7,9 @@ use burn::{
 };
 use burn_backend::{Backend, TensorMetadata};
 use globset::{GlobBuilder, GlobMatcher};
-use qins_codec::{EncodeError, Format, Slice, encode};
-use std::fmt;
+use qins_codec::{EncodeError, Format, Slice, UnknownFormat, encode};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use std::{fmt, str::FromStr};
 
 /// Which weights get which format: rules, of which the last that takes a weight decides. What no rule takes stays in
 /// float.
@@ -22,12 +23,70 @@ use std::fmt;
 ///     .set("lm_head", Format::F16)?
 ///     .keep("model.layers.0.**")?;
 /// assert_eq!(policy.to_string(), "linear=q8 embedding=bf16 lm_head=f16 model.layers.0.**=float");
+/// assert_eq!("linear=q8 embedding=bf16 lm_head=f16 model.layers.0.**=float".parse(), Ok(policy));
 /// # Ok::<(), qins_backend::PatternError>(())
+/// ```
+///
+/// In files of settings it is a list of rules, such as this one in TOML:
+///
+/// ```toml
+/// rules = ["linear=q4", "lm_head=q12", "model.layers.*.mlp=q8+cached"]
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     rules: Vec<Rule>,
 }
+
+/// How a weight is kept: `float`, a format, or a format and `+cached`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// As it is.
+    Float,
+    /// In codes, decoded where they are used.
+    Coded(Format),
+    /// In codes, with the decoded floats at hand ([`QinsTensor::cache_decoded`]): small in files, fast to compute with.
+    Cached(Format),
+}
+
+impl Storage {
+    /// The format of the codes, if there are any.
+    pub fn format(self) -> Option<Format> {
+        match self {
+            Self::Float => None,
+            Self::Coded(format) | Self::Cached(format) => Some(format),
+        }
+    }
+
+    /// Whether decoded floats are kept at hand.
+    pub fn is_cached(self) -> bool {
+        matches!(self, Self::Cached(_))
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Float => f.write_str(FLOAT),
+            Self::Coded(format) => format.fmt(f),
+            Self::Cached(format) => write!(f, "{format}{CACHED}"),
+        }
+    }
+}
+
+impl FromStr for Storage {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        match (text, text.strip_suffix(CACHED)) {
+            (FLOAT, _) => Ok(Self::Float),
+            (_, Some(format)) => Ok(Self::Cached(format.parse()?)),
+            (format, None) => Ok(Self::Coded(format.parse()?)),
+        }
+    }
+}
+
+const FLOAT: &str = "float";
+const CACHED: &str = "+cached";
 
 /// A kind of layer that has a weight worth encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +100,11 @@ pub enum WeightKind {
     Embedding,
 }
 
+/// What one rule of a [`Policy`] takes, and how it keeps that: `PATTERN=FORMAT` in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Rule {
+pub struct Rule {
     takes: Selector,
-    /// `None` leaves the weight in float.
-    format: Option<Format>,
+    storage: Storage,
 }
 
 #[derive(Debug, Clone)]
@@ -53,6 +112,10 @@ enum Selector {
     Kind(WeightKind),
     Pattern { text: String, glob: GlobMatcher },
 }
+
+/// The words that stand for a kind in place of a pattern. A field of such a name is meant by `name.**`.
+const KINDS: [(&str, WeightKind); 3] =
+    [("linear", WeightKind::Linear), ("convolution", WeightKind::Convolution), ("embedding", WeightKind::Embedding)];
 
 /// Why a module was not encoded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -83,6 +146,20 @@ pub struct PatternError {
     pub reason: String,
 }
 
+/// A rule that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    /// No pattern and format joined by `=`.
+    #[error("expected PATTERN=FORMAT, found `{0}`")]
+    Form(String),
+    /// What it takes.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// How that is kept.
+    #[error("{0}, {FLOAT}; any but the last with `{CACHED}`")]
+    Format(#[from] UnknownFormat),
+}
+
 impl Policy {
     /// Encodes the weight of every linear layer.
     pub fn linear(format: Format) -> Self {
@@ -100,7 +177,7 @@ impl Policy {
     }
 
     fn with(self, kind: WeightKind, format: Format) -> Self {
-        self.and(Rule { takes: Selector::Kind(kind), format: Some(format) })
+        self.and(Rule { takes: Selector::Kind(kind), storage: Storage::Coded(format) })
     }
 
     /// Encodes what a pattern takes.
@@ -108,12 +185,12 @@ impl Policy {
     /// Patterns are globs over the names of fields joined by dots, and match a parameter by its whole name or by any
     /// module that holds it: `*` stops at a dot, `**` does not. A pattern takes the weights of linear layers,
     /// convolutions and embeddings; a norm, a bias or a parameter of one's own only if it ends with its very name, as
-    /// `**.bias` does.
+    /// `**.bias` does. `linear`, `convolution` and `embedding` take all weights of the kind.
     ///
     /// # Errors
     /// If the pattern is no glob.
     pub fn set(self, pattern: &str, format: Format) -> Result<Self, PatternError> {
-        Ok(self.and(Rule { takes: Selector::pattern(pattern)?, format: Some(format) }))
+        self.store(pattern, Storage::Coded(format))
     }
 
     /// Leaves in float what a pattern takes.
@@ -121,17 +198,42 @@ impl Policy {
     /// # Errors
     /// If the pattern is no glob.
     pub fn keep(self, pattern: &str) -> Result<Self, PatternError> {
-        Ok(self.and(Rule { takes: Selector::pattern(pattern)?, format: None }))
+        self.store(pattern, Storage::Float)
     }
 
-    fn and(mut self, rule: Rule) -> Self {
+    /// Keeps what a pattern takes in any way.
+    ///
+    /// # Errors
+    /// If the pattern is no glob.
+    pub fn store(self, pattern: &str, storage: Storage) -> Result<Self, PatternError> {
+        Ok(self.and(Rule { takes: Selector::new(pattern)?, storage }))
+    }
+
+    /// One rule more, above those before it.
+    pub fn and(mut self, rule: Rule) -> Self {
         self.rules.push(rule);
         self
     }
 
-    /// The format of a parameter; `None` leaves it in float.
-    pub fn format(&self, parameter: &ParamPath) -> Option<Format> {
-        self.rules.iter().rev().find(|rule| rule.takes.matches(parameter)).and_then(|rule| rule.format)
+    /// The rules of another policy above one's own.
+    pub fn then(mut self, other: Policy) -> Self {
+        self.rules.extend(other.rules);
+        self
+    }
+
+    /// Whether no rule encodes anything.
+    pub fn is_float(&self) -> bool {
+        self.rules.iter().all(|rule| rule.storage == Storage::Float)
+    }
+
+    /// How a parameter is kept, if a rule takes it.
+    pub fn rule(&self, parameter: &ParamPath) -> Option<Storage> {
+        self.rules.iter().rev().find(|rule| rule.takes.matches(parameter)).map(|rule| rule.storage)
+    }
+
+    /// How a parameter is kept.
+    pub fn storage(&self, parameter: &ParamPath) -> Storage {
+        self.rule(parameter).unwrap_or(Storage::Float)
     }
 
     /// Encodes a module in place of its float weights, one tensor at a time. Weights already coded stay as they are.
@@ -165,8 +267,48 @@ impl Policy {
     }
 }
 
+impl FromStr for Rule {
+    type Err = RuleError;
+
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        let (pattern, storage) = text.split_once('=').ok_or_else(|| RuleError::Form(text.to_owned()))?;
+        Ok(Self { takes: Selector::new(pattern)?, storage: storage.parse()? })
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let takes = match &self.takes {
+            Selector::Kind(kind) => KINDS.iter().find(|(_, of)| of == kind).expect("every kind has a word").0,
+            Selector::Pattern { text, .. } => text,
+        };
+        write!(f, "{takes}={}", self.storage)
+    }
+}
+
+impl FromStr for Policy {
+    type Err = RuleError;
+
+    /// Rules with spaces between them.
+    fn from_str(text: &str) -> Result<Self, RuleError> {
+        Ok(Self { rules: text.split_whitespace().map(str::parse).collect::<Result<_, _>>()? })
+    }
+}
+
+/// From a list of rules.
+impl<'de> Deserialize<'de> for Policy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let rules = Vec::<String>::deserialize(deserializer)?;
+        let rules = rules.iter().map(|rule| rule.parse().map_err(D::Error::custom)).collect::<Result<_, _>>()?;
+        Ok(Self { rules })
+    }
+}
+
 impl Selector {
-    fn pattern(text: &str) -> Result<Self, PatternError> {
+    fn new(text: &str) -> Result<Self, PatternError> {
+        if let Some(&(_, kind)) = KINDS.iter().find(|(word, _)| *word == text) {
+            return Ok(Self::Kind(kind));
+        }
         let error = |reason: String| PatternError { pattern: text.to_owned(), reason };
         if text.split('.').any(str::is_empty) {
             return Err(error("expected names joined by single dots".to_owned()));
@@ -206,18 +348,11 @@ impl PartialEq for Selector {
 
 impl Eq for Selector {}
 
-/// As containers record it.
+/// As containers record it: rules with spaces between them.
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, rule) in self.rules.iter().enumerate() {
-            let takes = match &rule.takes {
-                Selector::Kind(WeightKind::Linear) => "linear",
-                Selector::Kind(WeightKind::Convolution) => "convolution",
-                Selector::Kind(WeightKind::Embedding) => "embedding",
-                Selector::Pattern { text, .. } => text,
-            };
-            let separator = if i == 0 { "" } else { " " };
-            write!(f, "{separator}{takes}={}", rule.format.map_or("float", Format::name))?;
+            write!(f, "{}{rule}", if i == 0 { "" } else { " " })?;
         }
         Ok(())
     }
@@ -245,6 +380,12 @@ impl ParamPath {
     /// Field names joined by dots, as in `layers.0.mlp.down_proj.weight`.
     pub fn dotted(&self) -> String {
         self.names().collect::<Vec<_>>().join(".")
+    }
+
+    /// The module that has the parameter: the path without its last field.
+    pub fn module(&self) -> String {
+        let names: Vec<&str> = self.names().collect();
+        names[..names.len().saturating_sub(1)].join(".")
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
@@ -286,7 +427,8 @@ struct ModuleEncoder<'a> {
 impl ModuleEncoder<'_> {
     fn encode<B: Backend, const D: usize>(&mut self, tensor: Tensor<Qins<B>, D>) -> Tensor<Qins<B>, D> {
         self.seen.push(self.path.clone());
-        let Some(format) = self.policy.format(&self.path).filter(|_| self.error.is_none()) else {
+        let storage = self.policy.storage(&self.path);
+        let Some(format) = storage.format().filter(|_| self.error.is_none()) else {
             return tensor;
         };
         let primitive = match tensor.into_primitive() {
@@ -306,6 +448,7 @@ impl ModuleEncoder<'_> {
             QinsTensor::encode(primitive.clone(), format)
         };
         match encoded {
+            Ok(weight) if storage.is_cached() => Tensor::from_primitive(weight.cache_decoded().into_primitive()),
             Ok(weight) => Tensor::from_primitive(weight.into_primitive()),
             Err(source) => {
                 self.error = Some(PolicyError::Weight { path: self.path.dotted(), source });

@@ -206,7 +206,17 @@ impl<B: Backend> QinsTensor<B> {
     /// Keeps the decoded floats at hand: products then run on them, at `B`'s speed and rounding. Codes stay what is stored,
     /// moved to other devices and cut into parts; those carry no floats.
     pub fn cache_decoded(self) -> Self {
-        let decoded = Some(self.clone().decode(FloatDType::F32));
+        let decoded = self.clone().decode(FloatDType::F32);
+        // Where dimensions are exchanged, moved to their order: products with strided weights are many times slower.
+        let decoded = match self.view.axes().is_sorted() {
+            true => decoded,
+            false => {
+                let device = B::float_device(&decoded);
+                let data = burn_backend::read_sync(B::float_into_data(decoded));
+                B::float_from_data(data.expect("a tensor can be read from its device"), &device)
+            }
+        };
+        let decoded = Some(decoded);
         Self { decoded, ..self }
     }
 

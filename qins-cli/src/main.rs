@@ -4,6 +4,7 @@ mod commands;
 mod ids;
 mod model;
 mod output;
+mod policy;
 mod sampling;
 mod source;
 

@@ -101,6 +101,83 @@ fn formats_are_set_by_pattern() {
 }
 
 #[test]
+fn policies_come_from_files_presets_and_targets() {
+    let directory = model();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let convert = |arguments: &[&str]| {
+        let output = path("out");
+        let arguments = [&["convert", "-o", &output, "--force", "--json"][..], arguments].concat();
+        run(&arguments, directory.path())
+    };
+    let formats = |arguments: &[&str]| -> BTreeMap<String, String> {
+        let report = json_of(convert(arguments));
+        let entry = |t: &Value| (t["name"].as_str().unwrap().to_owned(), t["format"].as_str().unwrap().to_owned());
+        report["tensors"].as_array().unwrap().iter().map(entry).collect()
+    };
+    let (head, mlp, attention) =
+        ("lm_head.weight", "model.layers.1.mlp.down_proj.weight", "model.layers.1.self_attn.o_proj.weight");
+    let embedding = "model.embed_tokens.weight";
+
+    let file = path("policy.toml");
+    std::fs::write(&file, "rules = [\"linear=q4\", \"lm_head=q12\", \"**.mlp=q6+cached\"]").unwrap();
+    let of_file = formats(&["--policy", &file, "--set", "lm_head=q8h"]);
+    assert_eq!([head, mlp, attention].map(|name| &of_file[name][..]), ["q8h", "q6", "q4"]);
+    let container = json_of(run(&["inspect", "--json"], Path::new(&path("out"))));
+    let policy = container["container"]["policy"].as_str().unwrap();
+    assert!(policy.ends_with("linear=q4 lm_head=q12 **.mlp=q6+cached lm_head=q8h"), "{policy}");
+    // Products run on the cached floats, with the same result to rounding.
+    let generate = ["generate", "--ids", "1,2,3", "-n", "8", "--ignore-eos", "--json"];
+    let cached = json_of(run(&generate, Path::new(&path("out"))));
+    let uncached = formats(&["--policy", &file, "--set", "lm_head=q8h", "--set", "**.mlp=q6"]);
+    assert_eq!(uncached, of_file);
+    assert_eq!(json_of(run(&generate, Path::new(&path("out"))))["ids"], cached["ids"]);
+
+    for (preset, expected) in [
+        ("memory", ["q4", "q4", "q4", "q4"]),
+        ("balanced", ["q4", "q4", "q4", "f16"]),
+        ("compute", ["f32", "q4", "f32", "f16"]),
+        ("hybrid", ["q12", "q4", "q4", "f16"]),
+    ] {
+        let found = formats(&["--preset", preset, "--format", "q4"]);
+        assert_eq!([head, mlp, attention, embedding].map(|name| &found[name][..]), expected, "{preset}");
+    }
+
+    // Each larger budget loses less, and none is overdrawn.
+    let mut last = f64::INFINITY;
+    for bits in ["4", "6.7", "9"] {
+        let report = json_of(convert(&["--budget", bits, "--set", "lm_head=q12"]));
+        let tensors = report["tensors"].as_array().unwrap();
+        let noise = |t: &Value| t["sqnr_db"].as_f64().map_or(0.0, |db| 10f64.powf(-db / 10.0));
+        let noise: f64 = tensors.iter().filter(|t| t["name"] != head).map(noise).sum();
+        assert!(noise < last, "{noise} at {bits} bits");
+        last = noise;
+        let container = json_of(run(&["inspect", "--json"], Path::new(&path("out"))));
+        let bytes = container["weight_bytes"].as_f64().unwrap();
+        // Tensors are padded to 64 bytes.
+        let padding = 128.0 * tensors.len() as f64;
+        let allowed = bits.parse::<f64>().unwrap() / 8.0 * container["weights"].as_f64().unwrap();
+        assert!(bytes <= allowed + padding, "{bytes} bytes for {allowed}");
+        assert!(tensors.iter().any(|t| t["name"] == head && t["format"] == "q12"));
+    }
+    for db in [15.0, 40.0, 80.0] {
+        let report = json_of(convert(&["--max-loss", &db.to_string()]));
+        for tensor in report["tensors"].as_array().unwrap() {
+            assert!(tensor["sqnr_db"].as_f64().is_none_or(|found| found > db - 0.3), "{tensor}");
+        }
+    }
+    let impossible = failure(convert(&["--budget", "1"]));
+    assert!(impossible.contains("expected at most 1 bits a weight, found at least"), "{impossible}");
+
+    std::fs::write(&file, "rules = [\"linear=q5\"]").unwrap();
+    let wrong = failure(convert(&["--policy", &file]));
+    assert!(wrong.contains("policy.toml") && wrong.contains("unknown format `q5`"), "{wrong}");
+    for bad in [["--budget", "0"], ["--max-loss", "x"], ["--preset", "fast"]] {
+        assert_eq!(convert(&bad).status.code(), Some(2), "{bad:?}");
+    }
+    assert_eq!(convert(&["--budget", "5", "--format", "q8"]).status.code(), Some(2));
+}
+
+#[test]
 fn one_container_is_read_to_any_depth() {
     let directory = model();
     let output = directory.path().join("out");
@@ -145,6 +222,13 @@ fn measure_tells_what_formats_would_lose() {
     }
     assert!(report["total"]["q8"]["sqnr_db"].as_f64().unwrap() > 45.5);
     // A directory is its weights; a table has a line for each tensor and format, and a total.
+    let picture = directory.path().join("loss.svg");
+    run(&["measure", "--formats", "q8,q4,bf16", "--plot", picture.to_str().unwrap()], &file);
+    let picture = std::fs::read_to_string(picture).unwrap();
+    // A tensor has a dot and a format another.
+    assert!(picture.starts_with("<svg") && picture.ends_with("</svg>\n"));
+    assert_eq!(picture.matches("class=\"tensor\"").count(), 10 * 3);
+    assert_eq!(picture.matches("class=\"total\"").count(), 3);
     let table = run(&["measure", "--formats", "q8"], directory.path());
     assert_eq!(String::from_utf8(table.stdout).unwrap().lines().count(), 2 * 10 + 2);
     let csv = String::from_utf8(run(&["measure", "--csv"], &file).stdout).unwrap();

@@ -9,7 +9,7 @@ use crate::{
     projective::{K_GRID, law},
     scale::{ZERO_GROUP, base_for, scale},
     signed::largest_magnitude,
-    weights::sample,
+    weights::sample_rows,
 };
 use rayon::prelude::*;
 
@@ -71,7 +71,7 @@ impl Cells {
 pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     let (rows, cols) = (weights.rows(), weights.cols());
     let base = base_for(largest_magnitude(weights)?);
-    let sample = sample(weights, SAMPLE);
+    let sample = sample_rows(weights, SAMPLE);
     let error = |k| {
         let encoder = Encoder { cells: Cells::new(format, k), judged: Cells::new(format.at_depth(1), k), base };
         let rows = sample.chunks_exact(cols.max(1));

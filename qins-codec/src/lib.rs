@@ -41,7 +41,7 @@ pub use format::Format;
 pub use matrix::{Decoder, Encoded, Header, Matrix};
 pub use projective::{K_GRID, OCTAVES, logarithmic_table, projective_table};
 pub use scale::{SCALE_STEPS, ZERO_GROUP, scale};
-pub use weights::{Slice, Weights, matrix_shape};
+pub use weights::{Slice, Weights, matrix_shape, sample_rows};
 
 /// Encodes a weight matrix, searching the format's parameters for the least squared error.
 ///

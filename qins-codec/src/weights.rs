@@ -12,8 +12,8 @@ pub trait Weights: Sync {
     fn read_row(&self, row: usize, out: &mut [f32]);
 }
 
-/// Evenly spaced rows, of some `weights` weights together, one after the other: what constants are chosen by.
-pub(crate) fn sample(of: &impl Weights, weights: usize) -> Vec<f32> {
+/// Evenly spaced rows, of some `weights` weights together, one after the other: what constants and formats are chosen by.
+pub fn sample_rows(of: &impl Weights, weights: usize) -> Vec<f32> {
     let (rows, cols) = (of.rows(), of.cols());
     let step = rows.saturating_mul(cols).div_ceil(weights).max(1);
     let mut sample = vec![0.0; rows.div_ceil(step) * cols];

@@ -72,6 +72,9 @@ pub struct TensorInfo {
     pub format: String,
     /// `[out, in]`, or `[n]`.
     pub shape: Vec<usize>,
+    /// Whether loading keeps it decoded, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cached: bool,
     /// Constants of the code; absent for floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<CodeConstants>,

@@ -37,6 +37,8 @@ pub struct Planned {
     pub name: String,
     /// Its format; `None` keeps its bits.
     pub format: Option<Format>,
+    /// Whether it is kept decoded, too, when the container is loaded.
+    pub cached: bool,
 }
 
 /// What a conversion reports.
@@ -76,6 +78,7 @@ pub(crate) struct Layout {
     pub(crate) shape: Vec<usize>,
     /// `None` for floats as they are.
     pub(crate) format: Option<Format>,
+    pub(crate) cached: bool,
     /// As safetensors knows it: name, type, shape, bytes.
     entries: Vec<(String, &'static str, Vec<usize>, usize)>,
     /// Bytes from the start of the data.
@@ -105,16 +108,17 @@ impl Layout {
             Some(_) => vec![(name.to_owned(), "BF16", shape.to_vec(), 2 * weights)],
             None => vec![(name.to_owned(), plain.0, shape.to_vec(), plain.1 * weights)],
         };
-        Ok(Self { name: name.to_owned(), shape: shape.to_vec(), format, entries, start: 0 })
+        Ok(Self { name: name.to_owned(), shape: shape.to_vec(), format, cached: false, entries, start: 0 })
     }
 
     fn bytes(&self) -> usize {
         self.entries.iter().map(|entry| entry.3).sum()
     }
 
-    /// As the manifest calls it.
-    pub(crate) fn format_name(&self) -> String {
-        self.format.map_or_else(|| self.entries[0].1.to_lowercase(), |format| format.name().to_owned())
+    /// The tensor in the manifest.
+    pub(crate) fn info(&self, code: Option<CodeConstants>, sha256: String) -> TensorInfo {
+        let format = self.format.map_or_else(|| self.entries[0].1.to_lowercase(), |format| format.name().to_owned());
+        TensorInfo { format, shape: self.shape.clone(), cached: self.cached, code, sha256 }
     }
 
     /// The bytes of an encoded tensor as they stand in the file.
@@ -191,10 +195,11 @@ impl<'a> Converter<'a> {
         if output.exists() && !force {
             return Err(ImportError::Exists { path: output.to_owned() });
         }
-        let layout = |Planned { name, format }: Planned| {
+        let layout = |Planned { name, format, cached }: Planned| {
             let tensor = checkpoint.tensor(&name)?;
             let plain = (tensor.dtype_name(), tensor.bytes() / tensor.shape().iter().product::<usize>().max(1));
-            Layout::new(&name, tensor.shape(), format, plain).map_err(|source| ImportError::Encode {
+            let layout = Layout::new(&name, tensor.shape(), format, plain).map(|layout| Layout { cached, ..layout });
+            layout.map_err(|source| ImportError::Encode {
                 file: checkpoint.file_of(&name),
                 tensor: name,
                 source: source.into(),
@@ -304,7 +309,7 @@ impl<'a> Converter<'a> {
         }
         self.checkpoint.forget(name);
         let sha256 = hexadecimal(hash.finalize());
-        Ok(TensorInfo { format: tensor.format_name(), shape: tensor.shape.clone(), code, sha256 })
+        Ok(tensor.info(code, sha256))
     }
 
     /// Floats that are kept are checked as those that are encoded.
@@ -392,7 +397,7 @@ fn longest_info(tensor: &Layout) -> TensorInfo {
         max_abs_error: Some(LONGEST),
     };
     let code = (tensor.entries.len() > 1).then_some(constants);
-    TensorInfo { format: tensor.format_name(), shape: tensor.shape.clone(), code, sha256: "0".repeat(64) }
+    tensor.info(code, "0".repeat(64))
 }
 
 /// The commit in a path of Hugging Face's cache, `.../snapshots/<commit>`.

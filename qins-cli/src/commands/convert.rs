@@ -1,6 +1,7 @@
 use crate::{
-    model::{AnyBackend, Setting, policy, progress_bar, use_threads},
+    model::{AnyBackend, Threads, progress_bar},
     output,
+    policy::PolicyArgs,
     source::Source,
 };
 use anyhow::{Context, Result, bail};
@@ -22,19 +23,13 @@ pub struct Args {
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Format of linear weights: q8, q8h, q12, q6, q4, q3, q2, log8, fpins:1 to fpins:3, f16, bf16; embeddings keep 16 bits, norms are not
-    /// changed
-    #[arg(long, default_value = "q8")]
-    format: Format,
-    /// Another format, or `float`, for what a pattern takes, as in lm_head=q12 or 'model.layers.*.mlp.**=q4'
-    #[arg(long, value_name = "GLOB=FORMAT")]
-    set: Vec<Setting>,
+    #[command(flatten)]
+    policy: PolicyArgs,
     /// Replace an existing directory
     #[arg(long)]
     force: bool,
-    /// Threads [default: one a core]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    threads: Threads,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -63,7 +58,7 @@ struct Tensor<'a> {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    use_threads(args.threads)?;
+    args.threads.set()?;
     if Container::is_at(&args.model) {
         bail!("{}: expected a Hugging Face model directory, found a container", args.model.display());
     }
@@ -71,7 +66,7 @@ pub fn run(args: Args) -> Result<()> {
     let source = Source::Directory(args.model.clone());
     let config = source.config()?;
     let checkpoint = source.checkpoint()?;
-    let policy = policy(args.format, &checkpoint, &args.set)?;
+    let policy = args.policy.policy(Some(Format::Q8), &config, &checkpoint)?;
     let planned = plan(&config.init::<AnyBackend>(&Default::default())?, &checkpoint, &policy)?;
     let converter = Converter::new(&args.model, &checkpoint, &args.output, planned, policy.to_string(), args.force)?;
 

@@ -1,5 +1,7 @@
+mod plot;
+
 use crate::{
-    model::{progress_bar, use_threads},
+    model::{Threads, progress_bar},
     output,
     source::Source,
 };
@@ -16,12 +18,14 @@ pub struct Args {
     /// Formats to measure, separated by commas [default: all]
     #[arg(long, value_delimiter = ',')]
     formats: Vec<Format>,
-    /// Threads [default: one a core]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    threads: Threads,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Draw signal to noise against bits, as SVG
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// Print comma-separated values, a line for each tensor and format
     #[arg(long, conflicts_with = "json")]
     csv: bool,
@@ -42,7 +46,7 @@ impl Loss {
     fn line(&self, format: &str) -> String {
         let db = self.sqnr_db.map_or("exact".to_owned(), |db| format!("{db:.2} dB"));
         let (bits, largest) = (self.bits_per_weight, self.max_abs_error);
-        format!("  {format:<5} {bits:>6.2} bits {db:>11}   largest error {largest:.1e}\n")
+        format!("  {format:<7} {bits:>6.2} bits {db:>11}   largest error {largest:.1e}\n")
     }
 }
 
@@ -89,7 +93,7 @@ impl Sums {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    use_threads(args.threads)?;
+    args.threads.set()?;
     let checkpoint = if args.model.is_file() {
         Checkpoint::open_file(&args.model)?
     } else {
@@ -124,6 +128,17 @@ pub fn run(args: Args) -> Result<()> {
     bar.finish_and_clear();
 
     let total: BTreeMap<&str, Loss> = sums.iter().map(|(&format, sums)| (format, sums.total())).collect();
+    if let Some(path) = &args.plot {
+        let line = |format: &Format| plot::Line {
+            name: format.name(),
+            bits_per_weight: total[format.name()].bits_per_weight,
+            total_db: total[format.name()].sqnr_db,
+            tensors_db: measured.iter().filter(|m| m.format == format.name()).filter_map(|m| m.loss.sqnr_db).collect(),
+        };
+        let subject = args.model.file_name().unwrap_or(args.model.as_os_str());
+        let lines: Vec<_> = formats.iter().map(line).collect();
+        output::file(path, plot::svg(&subject.to_string_lossy(), tensors.len(), &lines).as_bytes())?;
+    }
     if args.json {
         return output::json(&serde_json::json!({ "tensors": measured, "total": total }));
     }
