@@ -118,7 +118,7 @@ fn options(checkpoint: &Checkpoint, name: &str, half: Format) -> Result<Vec<Choi
     let tensor = checkpoint.tensor(name)?;
     let cols = tensor.cols();
     let sample = sample_rows(&tensor, SAMPLE);
-    let sample = Slice::new(&sample, if cols == 0 { 0 } else { sample.len() / cols }, cols);
+    let sample = Slice::new(&sample, sample.len().checked_div(cols).unwrap_or(0), cols);
     let mut options: Vec<Choice> = Vec::new();
     for format in [
         Format::Q2,

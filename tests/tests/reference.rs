@@ -143,7 +143,7 @@ fn every_code_and_scale_code_decodes_as_in_the_reference() {
             let header = Header { format, rows, cols, base: 0.123_456, k };
             let (row, scale_row) = (format.code_bytes(cols), format.scale_bytes(cols));
             // Further planes hold anything.
-            let mut codes: Vec<u8> = (0..header.code_bytes()).map(|i| (i * 97 >> 3) as u8).collect();
+            let mut codes: Vec<u8> = (0..header.code_bytes()).map(|i| ((i * 97) >> 3) as u8).collect();
             codes[..rows * row].fill(0);
             for bit in 0..cols * format.code_bits() {
                 let code = bit / format.code_bits();
