@@ -2,7 +2,7 @@ use crate::{
     Format,
     error::{HeaderError, LayoutError},
     format::Law,
-    pack::unpack,
+    pack::{EIGHT, unpack_eight},
     raw,
     scale::scale,
     shaped, signed,
@@ -194,18 +194,18 @@ impl<'a> Matrix<'a> {
         }
         let (base, scales) = self.scales[row * scale_bytes..][..scale_bytes].split_at(format.base_bytes());
         let base = base.try_into().map_or(1.0, f32::from_le_bytes);
-        let (group, bits) = (format.group(), format.code_bits());
+        let group = format.group();
         for (i, (out, &scale_code)) in out.chunks_mut(group).zip(scales).enumerate() {
             let s = base * self.decoder.scales[scale_code as usize];
-            let values = &self.decoder.values[format.shape(scale_code) << bits..][..1 << bits];
-            if bits == 8 {
-                for (o, &code) in out.iter_mut().zip(&codes[i * group..]) {
-                    *o = s * values[code as usize];
-                }
-            } else {
-                for (j, o) in out.iter_mut().enumerate() {
-                    *o = s * values[usize::from(unpack(codes, bits, i * group + j))];
-                }
+            let values = &self.decoder.values[format.shape(scale_code) << format.code_bits()..];
+            match format.code_bits() {
+                2 => decode_group::<2, 4>(codes, i * group, values, s, out),
+                3 => decode_group::<3, 8>(codes, i * group, values, s, out),
+                4 => decode_group::<4, 16>(codes, i * group, values, s, out),
+                6 => decode_group::<6, 64>(codes, i * group, values, s, out),
+                8 => decode_group::<8, 256>(codes, i * group, values, s, out),
+                12 => decode_group::<12, 4096>(codes, i * group, values, s, out),
+                bits => unreachable!("{format} has {bits}-bit codes"),
             }
         }
     }
@@ -218,5 +218,25 @@ impl<'a> Matrix<'a> {
             out.chunks_exact_mut(cols).enumerate().for_each(|(row, out)| self.decode_row(row, out));
         }
         out
+    }
+}
+
+/// Decodes the codes `first` and up of a row; `ENTRIES` is what `BITS` bits count.
+#[inline(always)]
+fn decode_group<const BITS: usize, const ENTRIES: usize>(
+    codes: &[u8],
+    first: usize,
+    values: &[f32],
+    s: f32,
+    out: &mut [f32],
+) {
+    let values: &[f32; ENTRIES] = values.first_chunk().expect("a whole table");
+    // Codes lie in whole bytes, eight by eight; a row's last may be fewer.
+    for (codes, out) in codes[first / EIGHT * BITS..].chunks(BITS).zip(out.chunks_mut(EIGHT)) {
+        let mut bytes = [0; BITS];
+        bytes[..codes.len()].copy_from_slice(codes);
+        for (o, code) in out.iter_mut().zip(unpack_eight(&bytes)) {
+            *o = s * values[usize::from(code) % ENTRIES];
+        }
     }
 }

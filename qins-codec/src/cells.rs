@@ -1,0 +1,339 @@
+//! The search for a group's scale: squared errors at many scale codes at once, without asking for any weight's code.
+//!
+//! Scale codes are steps of a logarithm, so a weight's nearest table values at successive scale codes are those at evenly
+//! spaced places of a logarithmic axis. [`Bins`] keeps them side by side: what a weight loses at [`LANES`] scale codes is
+//! one load and four operations on whole vectors. Tables of too many cells for that have a closed form, [`Moebius`].
+
+use crate::{
+    projective::Nearest,
+    scale::{SCALE_STEPS, ZERO_GROUP, relative_scale},
+};
+
+/// Scale codes tried side by side.
+pub(crate) const LANES: usize = 16;
+
+/// Places of the logarithmic axis in an octave: narrower than a quarter of the narrowest cell of a 7-bit table.
+const OCTAVE: i32 = 512;
+
+/// Places from one scale code to the next.
+const STEP: i32 = OCTAVE / SCALE_STEPS as i32;
+
+/// Scale codes outside the legal ones that lanes may stand for.
+const BEYOND: i32 = 32;
+
+/// Beyond every weight that is not clipped, and far enough below the largest f32 for sums of squares.
+const CLIPPED: f32 = 1e15;
+
+/// Magnitudes of a group in units of the base; zeros after the last.
+pub(crate) struct Group<const N: usize> {
+    pub(crate) count: usize,
+    x: [f32; N],
+    places: [i32; N],
+}
+
+impl<const N: usize> Group<N> {
+    /// `base` is not 0, the weights are at most `N`.
+    #[inline(always)]
+    pub(crate) fn new(weights: &[f32], base: f32) -> Self {
+        let mut x = [0f32; N];
+        x[..weights.len()].copy_from_slice(weights);
+        let mut places = [0; N];
+        for i in 0..N {
+            let magnitude = x[i].abs() / base;
+            x[i] = if magnitude < CLIPPED { magnitude } else { CLIPPED };
+            places[i] = place(x[i]);
+        }
+        Self { count: weights.len(), x, places }
+    }
+
+    /// The scale code whose scale is nearest to the largest magnitude, `None` if all are below 2^-100.
+    #[inline(always)]
+    pub(crate) fn start(&self) -> Option<i32> {
+        let mut largest = i32::MIN;
+        for i in 0..N {
+            largest = largest.max(self.places[i]);
+        }
+        (largest >= -100 * OCTAVE).then(|| ((STEP / 2 - largest) >> STEP.ilog2()).clamp(0, i32::from(ZERO_GROUP) - 1))
+    }
+}
+
+/// `log2(x)` in places, rounded to the nearest, by operations that are the same on every machine. About -127 octaves
+/// for 0 and subnormal numbers.
+#[inline(always)]
+pub(crate) const fn place(x: f32) -> i32 {
+    const { assert!(OCTAVE == 512) };
+    // Where an f32 of this size has steps of 1: the sum rounds.
+    const ROUND: f32 = 12_582_912.0;
+    let bits = x.to_bits();
+    let exponent = (bits >> 23) as i32 - 127;
+    let t = f32::from_bits(bits & 0x7F_FFFF | 0x3F80_0000) - 1.0;
+    // log2(1 + t) within 1.2e-4, a sixteenth of a place, and exact at both ends.
+    let log2 = t + t * (1.0 - t) * (0.438_725_33 + t * (t * 0.082_128_88 - 0.239_056_35));
+    let places = (exponent as f32 + log2) * OCTAVE as f32;
+    (places + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
+}
+
+/// A table of magnitudes that encodes groups.
+pub(crate) trait Cells: Sync {
+    /// Squared errors of a group, in units of the base, at the scale codes `first..first + LANES`, infinite at those that
+    /// are none. `first` is at least `-BEYOND / 2` and at most 254.
+    fn errors<const N: usize>(&self, group: &Group<N>, first: i32) -> [f32; LANES];
+
+    /// The magnitude codes nearest to a group's weights at a scale code.
+    fn codes<const N: usize>(&self, group: &Group<N>, scale_code: u8) -> [u16; N];
+}
+
+/// The scale code of least squared error among those around the start of a group, and the error.
+#[inline(always)]
+pub(crate) fn best_scale<C: Cells, const N: usize>(
+    cells: &C,
+    group: &Group<N>,
+    start: i32,
+    firsts: &[i32],
+) -> (u8, f32) {
+    let (mut best, mut code) = (u32::MAX, start);
+    for &first in firsts {
+        let errors = cells.errors(group, start + first);
+        // The least error and its lane in one number: bits of positive floats are in order.
+        let mut least = u32::MAX;
+        for lane in 0..LANES {
+            least = least.min(errors[lane].to_bits() & !(LANES as u32 - 1) | lane as u32);
+        }
+        if least < best {
+            (best, code) = (least, start + first + (least % LANES as u32) as i32);
+        }
+    }
+    (code.clamp(0, i32::from(ZERO_GROUP) - 1) as u8, f32::from_bits(best & !(LANES as u32 - 1)))
+}
+
+/// The relative scales of all scale codes; infinite, so that no error is smaller, for `BEYOND` more on either side.
+struct Scales(Box<[f32; SCALES]>);
+const SCALES: usize = ZERO_GROUP as usize + 2 * BEYOND as usize;
+
+impl Scales {
+    fn new() -> Self {
+        Self(Box::new(std::array::from_fn(|i| match i as i32 - BEYOND {
+            code if (0..i32::from(ZERO_GROUP)).contains(&code) => relative_scale(code as u8),
+            _ => f32::INFINITY,
+        })))
+    }
+
+    #[inline(always)]
+    fn from(&self, first: i32) -> &[f32; LANES] {
+        lanes(&self.0[..], (first + BEYOND) as usize)
+    }
+}
+
+#[inline(always)]
+fn lanes(values: &[f32], at: usize) -> &[f32; LANES] {
+    values[at..at + LANES].try_into().expect("as many as the range")
+}
+
+#[inline(always)]
+fn squares(sums: &mut [f32; LANES], differences: &[f32; LANES]) {
+    for lane in 0..LANES {
+        sums[lane] += differences[lane] * differences[lane];
+    }
+}
+
+/// Any table of which every cell spans some [places](OCTAVE).
+pub(crate) struct Bins {
+    /// The value nearest to place `(lowest + i) * STEP + phase` at `phase * length + i`.
+    values: Vec<f32>,
+    codes: Vec<u8>,
+    length: i32,
+    lowest: i32,
+    /// Between codes `m - 1` and `m` at `m`; what lies beyond no table is infinite.
+    midpoints: Box<[f32; 257]>,
+    scales: Scales,
+}
+
+impl Bins {
+    /// `None` if the table has cells too narrow, or too many octaves.
+    pub(crate) fn new(table: &[f32]) -> Option<Self> {
+        // Four places and what `place` may be off.
+        let narrowest = 2f64.powf(4.2 / f64::from(OCTAVE));
+        let smallest = *table.last()?;
+        let wide = |pair: &[f32]| f64::from(pair[0]) >= f64::from(pair[1]) * narrowest;
+        if table.len() > 256 || smallest < 2f32.powi(-24) || !table.windows(2).all(wide) {
+            return None;
+        }
+        // Whole octaves down to one below the smallest value, so that what is clamped there reads only that; and enough
+        // above 1 to read only 1.
+        let octaves = 128 - (smallest.to_bits() >> 23) as i32;
+        let lowest = -octaves * SCALE_STEPS as i32;
+        let length = LANES as i32 - lowest;
+        let count = (length * STEP) as usize;
+        let (mut values, mut codes) = (vec![0.0; count], vec![0; count]);
+        let mut x = 2f64.powi(-octaves);
+        let mut code = table.len() - 1;
+        for place in 0..count {
+            while code > 0 && x + x > f64::from(table[code]) + f64::from(table[code - 1]) {
+                code -= 1;
+            }
+            let at = place % STEP as usize * length as usize + place / STEP as usize;
+            (values[at], codes[at]) = (table[code], code as u8);
+            // 2^(1/512)
+            x *= 1.001_354_719_892_108_2;
+        }
+        let midpoints = Box::new(std::array::from_fn(|m| match m {
+            0 => f32::INFINITY,
+            m if m < table.len() => (table[m - 1] + table[m]) / 2.0,
+            _ => f32::NEG_INFINITY,
+        }));
+        Some(Self { values, codes, length, lowest, midpoints, scales: Scales::new() })
+    }
+
+    /// Where weights are found at a scale code; the last of as many as `lanes` after it is inside too.
+    #[inline(always)]
+    fn find<const N: usize>(&self, group: &Group<N>, scale_code: i32, lanes: i32) -> [u32; N] {
+        let mut at = [0; N];
+        for i in 0..N {
+            let place = group.places[i];
+            let along = ((place >> STEP.ilog2()) + (scale_code - self.lowest)).max(0).min(self.length - lanes);
+            at[i] = ((place & (STEP - 1)) * self.length + along) as u32;
+        }
+        at
+    }
+}
+
+impl Cells for Bins {
+    #[inline(always)]
+    fn errors<const N: usize>(&self, group: &Group<N>, first: i32) -> [f32; LANES] {
+        let at = self.find(group, first, LANES as i32);
+        let scales = self.scales.from(first);
+        // Two sums, because an addition takes longer than what comes between two.
+        let mut sums = [[0f32; LANES]; 2];
+        let mut add = |sum: usize, i: usize| {
+            let (values, x) = (lanes(&self.values, at[i] as usize), group.x[i]);
+            let mut differences = [0f32; LANES];
+            for lane in 0..LANES {
+                differences[lane] = values[lane] * scales[lane] - x;
+            }
+            squares(&mut sums[sum], &differences);
+        };
+        let pairs = group.count.min(N) / 2;
+        for pair in 0..pairs {
+            add(0, 2 * pair);
+            add(1, 2 * pair + 1);
+        }
+        if group.count % 2 == 1 {
+            add(0, group.count.min(N) - 1);
+        }
+        std::array::from_fn(|lane| sums[0][lane] + sums[1][lane])
+    }
+
+    #[inline(always)]
+    fn codes<const N: usize>(&self, group: &Group<N>, scale_code: u8) -> [u16; N] {
+        let at = self.find(group, scale_code.into(), 1);
+        let inverse = 1.0 / self.scales.from(scale_code.into())[0];
+        let mut codes = [0; N];
+        for i in 0..N {
+            let (x, m) = (group.x[i] * inverse, usize::from(self.codes[at[i] as usize]));
+            // The middle of a place is at most one cell off.
+            codes[i] = (m + usize::from(self.midpoints[m + 1] > x) - usize::from(self.midpoints[m] <= x)) as u16;
+        }
+        codes
+    }
+}
+
+/// The projective law in closed form, for tables that are not rounded. With `Y = first |w|/s`, `u = (1 - Y)/(1 + kY)` is
+/// the coordinate of which cells are equal parts, and the law is its own inverse.
+pub(crate) struct Moebius {
+    k: f32,
+    first: f32,
+    half: f32,
+    /// Between codes `m - 1` and `m` at `m`; what lies beyond no table is infinite.
+    midpoints: Vec<f32>,
+    scales: Scales,
+}
+
+impl Moebius {
+    pub(crate) fn new(table: &[f32], k: f64) -> Self {
+        let cells = 2.0 * table.len() as f64;
+        let first = (1.0 - 1.0 / cells) / (1.0 + k / cells);
+        let mut midpoints = vec![f32::INFINITY];
+        midpoints.extend(table.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0));
+        midpoints.push(f32::NEG_INFINITY);
+        let (k, first, half) = (k as f32, first as f32, table.len() as f32);
+        Self { k, first, half, midpoints, scales: Scales::new() }
+    }
+
+    /// The coordinate in cells, and `1 + kY`.
+    #[inline(always)]
+    fn coordinate(&self, x: f32) -> (f32, f32) {
+        let scaled = x * self.first;
+        let below = 1.0 + self.k * scaled;
+        ((1.0 - scaled) / below * self.half, below)
+    }
+
+    /// The cell of a coordinate.
+    #[inline(always)]
+    fn cell(&self, coordinate: f32) -> u32 {
+        // Where an f32 of this size has steps of 1: the sum rounds.
+        const ROUND: f32 = 8_388_608.0;
+        let middle = coordinate - 0.5;
+        let inside = if middle > 0.0 { middle } else { 0.0 };
+        let inside = if inside < self.half - 1.0 { inside } else { self.half - 1.0 };
+        (inside + ROUND).to_bits() - ROUND.to_bits()
+    }
+}
+
+impl Cells for Moebius {
+    #[inline(always)]
+    fn errors<const N: usize>(&self, group: &Group<N>, first: i32) -> [f32; LANES] {
+        let scales = self.scales.from(first);
+        let mut inverse = [0f32; LANES];
+        for lane in 0..LANES {
+            inverse[lane] = 1.0 / scales[lane];
+        }
+        // The slope of the law at Y is -(1 + kY)^2 / (1 + k); in units of x, a cell:
+        let slope = 1.0 / ((1.0 + self.k) * self.first * self.half);
+        let mut sums = [0f32; LANES];
+        for i in 0..group.count.min(N) {
+            let mut differences = [0f32; LANES];
+            for lane in 0..LANES {
+                let x = group.x[i] * inverse[lane];
+                let (coordinate, below) = self.coordinate(x);
+                let inside = (coordinate - (self.cell(coordinate) as i32 as f32 + 0.5)) * below * below * slope;
+                let difference = if x > 1.0 { x - 1.0 } else { inside };
+                differences[lane] = difference * scales[lane];
+            }
+            squares(&mut sums, &differences);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn codes<const N: usize>(&self, group: &Group<N>, scale_code: u8) -> [u16; N] {
+        let inverse = 1.0 / self.scales.from(scale_code.into())[0];
+        let (mut x, mut cells, mut codes) = ([0f32; N], [0; N], [0; N]);
+        for i in 0..N {
+            x[i] = group.x[i] * inverse;
+            cells[i] = self.cell(self.coordinate(x[i]).0);
+        }
+        for i in 0..N {
+            let m = cells[i] as usize;
+            codes[i] = (m + usize::from(self.midpoints[m + 1] > x[i]) - usize::from(self.midpoints[m] <= x[i])) as u16;
+        }
+        codes
+    }
+}
+
+/// One weight after the other: for tables too fine for [`Bins`] that have no closed form.
+impl Cells for Nearest {
+    fn errors<const N: usize>(&self, group: &Group<N>, first: i32) -> [f32; LANES] {
+        std::array::from_fn(|lane| match u8::try_from(first + lane as i32) {
+            Ok(code) if code < ZERO_GROUP => {
+                let (s, inverse) = (relative_scale(code), 1.0 / relative_scale(code));
+                group.x[..group.count].iter().map(|&x| (self.code(x * inverse).1 * s - x).powi(2)).sum()
+            }
+            _ => f32::INFINITY,
+        })
+    }
+
+    fn codes<const N: usize>(&self, group: &Group<N>, scale_code: u8) -> [u16; N] {
+        let inverse = 1.0 / relative_scale(scale_code);
+        group.x.map(|x| self.code(x * inverse).0)
+    }
+}
