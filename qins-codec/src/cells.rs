@@ -129,10 +129,12 @@ fn lanes(values: &[f32], at: usize) -> &[f32; LANES] {
     values[at..at + LANES].try_into().expect("as many as the range")
 }
 
+/// Adds the squared differences of a weight from values in units of scales.
 #[inline(always)]
-fn squares(sums: &mut [f32; LANES], differences: &[f32; LANES]) {
+fn add_squares(sums: &mut [f32; LANES], values: &[f32; LANES], scales: &[f32; LANES], x: f32) {
     for lane in 0..LANES {
-        sums[lane] += differences[lane] * differences[lane];
+        let difference = values[lane] * scales[lane] - x;
+        sums[lane] += difference * difference;
     }
 }
 
@@ -203,24 +205,21 @@ impl Cells for Bins {
         let at = self.find(group, first, LANES as i32);
         let scales = self.scales.from(first);
         // Two sums, because an addition takes longer than what comes between two.
-        let mut sums = [[0f32; LANES]; 2];
-        let mut add = |sum: usize, i: usize| {
-            let (values, x) = (lanes(&self.values, at[i] as usize), group.x[i]);
-            let mut differences = [0f32; LANES];
-            for lane in 0..LANES {
-                differences[lane] = values[lane] * scales[lane] - x;
-            }
-            squares(&mut sums[sum], &differences);
-        };
-        let pairs = group.count.min(N) / 2;
-        for pair in 0..pairs {
-            add(0, 2 * pair);
-            add(1, 2 * pair + 1);
+        let (mut even, mut odd) = ([0f32; LANES], [0f32; LANES]);
+        let mut i = 0;
+        while i + 1 < group.count {
+            add_squares(&mut even, lanes(&self.values, at[i] as usize), scales, group.x[i]);
+            add_squares(&mut odd, lanes(&self.values, at[i + 1] as usize), scales, group.x[i + 1]);
+            i += 2;
         }
-        if group.count % 2 == 1 {
-            add(0, group.count.min(N) - 1);
+        if i < group.count {
+            add_squares(&mut even, lanes(&self.values, at[i] as usize), scales, group.x[i]);
         }
-        std::array::from_fn(|lane| sums[0][lane] + sums[1][lane])
+        let mut sums = [0f32; LANES];
+        for lane in 0..LANES {
+            sums[lane] = even[lane] + odd[lane];
+        }
+        sums
     }
 
     #[inline(always)]
@@ -291,15 +290,13 @@ impl Cells for Moebius {
         let slope = 1.0 / ((1.0 + self.k) * self.first * self.half);
         let mut sums = [0f32; LANES];
         for i in 0..group.count.min(N) {
-            let mut differences = [0f32; LANES];
             for lane in 0..LANES {
                 let x = group.x[i] * inverse[lane];
                 let (coordinate, below) = self.coordinate(x);
                 let inside = (coordinate - (self.cell(coordinate) as i32 as f32 + 0.5)) * below * below * slope;
-                let difference = if x > 1.0 { x - 1.0 } else { inside };
-                differences[lane] = difference * scales[lane];
+                let difference = if x > 1.0 { x - 1.0 } else { inside } * scales[lane];
+                sums[lane] += difference * difference;
             }
-            squares(&mut sums, &differences);
         }
         sums
     }

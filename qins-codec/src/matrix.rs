@@ -194,18 +194,42 @@ impl<'a> Matrix<'a> {
         }
         let (base, scales) = self.scales[row * scale_bytes..][..scale_bytes].split_at(format.base_bytes());
         let base = base.try_into().map_or(1.0, f32::from_le_bytes);
+        match format.code_bits() {
+            2 => self.decode_groups::<2, 4>(base, scales, codes, out),
+            3 => self.decode_groups::<3, 8>(base, scales, codes, out),
+            4 => self.decode_groups::<4, 16>(base, scales, codes, out),
+            6 => self.decode_groups::<6, 64>(base, scales, codes, out),
+            8 => self.decode_groups::<8, 256>(base, scales, codes, out),
+            12 => self.decode_groups::<12, 4096>(base, scales, codes, out),
+            bits => unreachable!("{format} has {bits}-bit codes"),
+        }
+    }
+
+    /// Decodes the groups of a row; `ENTRIES` is what `BITS` bits count.
+    fn decode_groups<const BITS: usize, const ENTRIES: usize>(
+        &self,
+        base: f32,
+        scales: &[u8],
+        codes: &[u8],
+        out: &mut [f32],
+    ) {
+        let format = self.decoder.header.format;
         let group = format.group();
-        for (i, (out, &scale_code)) in out.chunks_mut(group).zip(scales).enumerate() {
+        // Eight codes are whole bytes; a row's last may be fewer, and those after them zeros or none.
+        let codes = codes.chunks(group / EIGHT * BITS);
+        for ((out, codes), &scale_code) in out.chunks_mut(group).zip(codes).zip(scales) {
             let s = base * self.decoder.scales[scale_code as usize];
-            let values = &self.decoder.values[format.shape(scale_code) << format.code_bits()..];
-            match format.code_bits() {
-                2 => decode_group::<2, 4>(codes, i * group, values, s, out),
-                3 => decode_group::<3, 8>(codes, i * group, values, s, out),
-                4 => decode_group::<4, 16>(codes, i * group, values, s, out),
-                6 => decode_group::<6, 64>(codes, i * group, values, s, out),
-                8 => decode_group::<8, 256>(codes, i * group, values, s, out),
-                12 => decode_group::<12, 4096>(codes, i * group, values, s, out),
-                bits => unreachable!("{format} has {bits}-bit codes"),
+            let values = &self.decoder.values[format.shape(scale_code) << BITS..];
+            let values: &[f32; ENTRIES] = values.first_chunk().expect("a whole table");
+            let decode = |codes: &[u8; BITS]| unpack_eight(codes).map(|code| s * values[usize::from(code) % ENTRIES]);
+            let (whole, rest) = out.as_chunks_mut::<EIGHT>();
+            for (out, codes) in whole.iter_mut().zip(codes.as_chunks::<BITS>().0) {
+                *out = decode(codes);
+            }
+            if !rest.is_empty() {
+                let mut last = [0; BITS];
+                last.iter_mut().zip(&codes[whole.len() * BITS..]).for_each(|(last, &byte)| *last = byte);
+                rest.copy_from_slice(&decode(&last)[..rest.len()]);
             }
         }
     }
@@ -218,25 +242,5 @@ impl<'a> Matrix<'a> {
             out.chunks_exact_mut(cols).enumerate().for_each(|(row, out)| self.decode_row(row, out));
         }
         out
-    }
-}
-
-/// Decodes the codes `first` and up of a row; `ENTRIES` is what `BITS` bits count.
-#[inline(always)]
-fn decode_group<const BITS: usize, const ENTRIES: usize>(
-    codes: &[u8],
-    first: usize,
-    values: &[f32],
-    s: f32,
-    out: &mut [f32],
-) {
-    let values: &[f32; ENTRIES] = values.first_chunk().expect("a whole table");
-    // Codes lie in whole bytes, eight by eight; a row's last may be fewer.
-    for (codes, out) in codes[first / EIGHT * BITS..].chunks(BITS).zip(out.chunks_mut(EIGHT)) {
-        let mut bytes = [0; BITS];
-        bytes[..codes.len()].copy_from_slice(codes);
-        for (o, code) in out.iter_mut().zip(unpack_eight(&bytes)) {
-            *o = s * values[usize::from(code) % ENTRIES];
-        }
     }
 }

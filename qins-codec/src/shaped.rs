@@ -190,14 +190,24 @@ impl Entries {
 
     /// The half step of a weight in units of its scale.
     #[inline(always)]
-    fn half_step(x: f32) -> usize {
+    fn half_step(x: f32) -> u32 {
         // Where an f32 of this size has steps of 1: the sum rounds.
         const ROUND: f32 = 8_388_608.0;
         const LAST: f32 = (HALF_STEPS - 1) as f32;
         let inside = x * 2.0 + (HALF_STEPS / 2) as f32 - 0.5;
         let inside = if inside > 0.0 { inside } else { 0.0 };
         let inside = if inside < LAST { inside } else { LAST };
-        (inside + ROUND).to_bits() as usize % HALF_STEPS
+        (inside + ROUND).to_bits() % HALF_STEPS as u32
+    }
+
+    /// Adds the squared differences of a weight from the entries nearest to its half step.
+    #[inline(always)]
+    fn add_squares(&self, sums: &mut [f32; LANES], half_step: u32, x: f32) {
+        let values = &self.values[half_step as usize % HALF_STEPS];
+        for lane in 0..LANES {
+            let difference = values[lane] - x;
+            sums[lane] += difference * difference;
+        }
     }
 }
 
@@ -229,35 +239,30 @@ impl Encoder {
         // The scale at which the largest weight meets the end of a table, in units of the base; and those near it.
         let start = (END - group.largest_place()) >> PLACES.ilog2();
         let last = i32::from(ZERO_GROUP) - 1;
-        let (mut least, mut chosen) = ([f32::INFINITY; LANES], [0i32; LANES]);
+        let (mut least, mut chosen) = ([f32::INFINITY; LANES], [0f32; LANES]);
         for code in (start - below).clamp(0, last)..=(start + above).clamp(0, last) {
             let s = self.scales[code as usize];
             let inverse = 1.0 / s;
-            let (mut scaled, mut at) = ([0f32; GROUP], [0; GROUP]);
+            let (mut scaled, mut at) = ([0f32; GROUP], [0u32; GROUP]);
             for i in 0..GROUP {
                 scaled[i] = x[i] * inverse;
                 at[i] = Entries::half_step(scaled[i]);
             }
+            let (scaled, at) = std::hint::black_box((&scaled, &at));
             // Two sums, because an addition takes longer than what comes between two.
-            let mut sums = [[0f32; LANES]; 2];
-            let mut add = |sum: usize, i: usize| {
-                let values = &self.entries.values[at[i]];
-                for lane in 0..LANES {
-                    let difference = values[lane] - scaled[i];
-                    sums[sum][lane] += difference * difference;
-                }
-            };
-            let count = group.count.min(GROUP);
-            for pair in 0..count / 2 {
-                add(0, 2 * pair);
-                add(1, 2 * pair + 1);
+            let (mut even, mut odd) = ([0f32; LANES], [0f32; LANES]);
+            let mut i = 0;
+            while i + 1 < group.count {
+                self.entries.add_squares(&mut even, at[i], scaled[i]);
+                self.entries.add_squares(&mut odd, at[i + 1], scaled[i + 1]);
+                i += 2;
             }
-            if count % 2 == 1 {
-                add(0, count - 1);
+            if i < group.count {
+                self.entries.add_squares(&mut even, at[i], scaled[i]);
             }
             for lane in 0..LANES {
-                let error = (sums[0][lane] + sums[1][lane]) * (s * s);
-                chosen[lane] = if error < least[lane] { code } else { chosen[lane] };
+                let error = (even[lane] + odd[lane]) * (s * s);
+                chosen[lane] = if error < least[lane] { code as f32 } else { chosen[lane] };
                 least[lane] = if error < least[lane] { error } else { least[lane] };
             }
         }
@@ -278,7 +283,7 @@ impl Encoder {
             return [0; GROUP];
         }
         let (inverse, lane) = (1.0 / self.scales[code], usize::from(header >> 7) * SHAPES + usize::from(header & 3));
-        std::array::from_fn(|i| self.entries.codes[Entries::half_step(group.x[i] * inverse)][lane].into())
+        std::array::from_fn(|i| self.entries.codes[Entries::half_step(group.x[i] * inverse) as usize][lane].into())
     }
 }
 
@@ -393,7 +398,7 @@ mod tests {
     proptest! {
         #[test]
         fn nearest_is_nearest(format in prop::sample::select(vec![Format::Q6, Format::Q4, Format::Q3, Format::Q2]), x in -140.0f32..140.0) {
-            let (entries, at) = (Entries::new(format), Entries::half_step(x));
+            let (entries, at) = (Entries::new(format), Entries::half_step(x) as usize);
             for (lane, (value, code)) in entries.values[at].into_iter().zip(entries.codes[at]).enumerate() {
                 let (table, sign) = (tables(format)[lane % SHAPES], if lane < SHAPES { 1.0 } else { -1.0 });
                 prop_assert_eq!(value, f32::from(table[usize::from(code)]) * sign);
