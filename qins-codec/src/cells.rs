@@ -35,8 +35,7 @@ impl<const N: usize> Group<N> {
     /// `base` is not 0, the weights are at most `N`.
     #[inline(always)]
     pub(crate) fn new(weights: &[f32], base: f32) -> Self {
-        let mut x = [0f32; N];
-        x[..weights.len()].copy_from_slice(weights);
+        let mut x = padded(weights);
         let mut places = [0; N];
         for i in 0..N {
             let magnitude = x[i].abs() / base;
@@ -71,6 +70,17 @@ pub(crate) const fn place(x: f32) -> i32 {
     let log2 = t + t * (1.0 - t) * (0.438_725_33 + t * (t * 0.082_128_88 - 0.239_056_35));
     let places = (exponent as f32 + log2) * OCTAVE as f32;
     (places + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
+}
+
+/// At most `N` weights, and zeros after the last.
+#[inline(always)]
+pub(crate) fn padded<const N: usize>(weights: &[f32]) -> [f32; N] {
+    // A whole group is nothing to loop over.
+    weights.try_into().unwrap_or_else(|_| {
+        let mut padded = [0.0; N];
+        padded[..weights.len()].copy_from_slice(weights);
+        padded
+    })
 }
 
 /// A table of magnitudes that encodes groups.
@@ -226,11 +236,16 @@ impl Cells for Bins {
     fn codes<const N: usize>(&self, group: &Group<N>, scale_code: u8) -> [u16; N] {
         let at = self.find(group, scale_code.into(), 1);
         let inverse = 1.0 / self.scales.from(scale_code.into())[0];
-        let mut codes = [0; N];
+        let (mut above, mut below, mut codes) = ([0f32; N], [0f32; N], [0u16; N]);
         for i in 0..N {
-            let (x, m) = (group.x[i] * inverse, usize::from(self.codes[at[i] as usize]));
+            let m = self.codes[at[i] as usize];
+            codes[i] = m.into();
+            (above[i], below[i]) = (self.midpoints[usize::from(m)], self.midpoints[usize::from(m) + 1]);
+        }
+        for i in 0..N {
+            let x = group.x[i] * inverse;
             // The middle of a place is at most one cell off.
-            codes[i] = (m + usize::from(self.midpoints[m + 1] > x) - usize::from(self.midpoints[m] <= x)) as u16;
+            codes[i] = codes[i] + u16::from(below[i] > x) - u16::from(above[i] <= x);
         }
         codes
     }
@@ -332,5 +347,115 @@ impl Cells for Nearest {
     fn codes<const N: usize>(&self, group: &Group<N>, scale_code: u8) -> [u16; N] {
         let inverse = 1.0 / relative_scale(scale_code);
         group.x.map(|x| self.code(x * inverse).0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        format::Law,
+        projective::{K_GRID, OCTAVES, logarithmic_table, projective_table},
+    };
+    use proptest::prelude::*;
+
+    /// Every kind of table with the plain search for the nearest code.
+    fn tables(constant: f64) -> Vec<(Vec<f32>, Nearest)> {
+        vec![
+            (projective_table(constant, 128), Nearest::new(Law::Projective, 128, constant)),
+            (projective_table(constant, 2048), Nearest::new(Law::Projective, 2048, constant)),
+            (logarithmic_table(constant), Nearest::new(Law::Logarithmic, 128, constant)),
+        ]
+    }
+
+    fn each(
+        table: &[f32],
+        nearest: &Nearest,
+        constant: f64,
+        mut check: impl FnMut(&dyn Fn(&Group<32>, i32) -> [f32; LANES], &dyn Fn(&Group<32>, u8) -> [u16; 32]),
+    ) {
+        fn run<C: Cells>(
+            cells: &C,
+            check: &mut impl FnMut(&dyn Fn(&Group<32>, i32) -> [f32; LANES], &dyn Fn(&Group<32>, u8) -> [u16; 32]),
+        ) {
+            check(&|group, first| cells.errors(group, first), &|group, code| cells.codes(group, code));
+        }
+        if let Some(bins) = Bins::new(table) {
+            run(&bins, &mut check);
+        }
+        if table.len() == 2048 {
+            run(&Moebius::new(table, constant), &mut check);
+        }
+        run(nearest, &mut check);
+    }
+
+    #[test]
+    fn every_table_that_encoders_search_has_bins() {
+        assert!(K_GRID.iter().all(|&k| Bins::new(&projective_table(k, 128)).is_some()));
+        assert!(OCTAVES.iter().all(|&octaves| Bins::new(&logarithmic_table(octaves)).is_some()));
+        for k in [0.01, 0.1, 3.0, 50.0, 1e6, 1e200] {
+            assert!(Bins::new(&projective_table(k, 128)).is_some(), "{k}");
+        }
+        assert!(Bins::new(&logarithmic_table(0.1)).is_none() && Bins::new(&logarithmic_table(1e9)).is_none());
+    }
+
+    #[test]
+    fn places_are_logarithms() {
+        let mut previous = i32::MIN;
+        for i in 0..100_000 {
+            let x = 1e-6f32 * 1.000_3f32.powi(i);
+            let found = place(x);
+            assert!((f64::from(found) - f64::from(x).log2() * f64::from(OCTAVE)).abs() < 0.6, "{x}");
+            assert!(found >= previous);
+            previous = found;
+        }
+        assert_eq!((place(1.0), place(2.0), place(0.125)), (0, OCTAVE, -3 * OCTAVE));
+        assert!(place(0.0) <= -126 * OCTAVE && place(f32::MIN_POSITIVE / 4.0) <= -126 * OCTAVE);
+    }
+
+    proptest! {
+        #[test]
+        fn codes_are_those_of_the_plain_search(
+            constant in prop_oneof![prop::sample::select(K_GRID.to_vec()), prop::sample::select(OCTAVES.to_vec()), 0.0..300.0],
+            weights in prop::collection::vec(prop_oneof![6 => -1.0f32..1.0, 1 => Just(0.0f32), 1 => -1e-9f32..1e-9, 1 => -1e20f32..1e20], 1..=32),
+            scale_code in 0u8..ZERO_GROUP,
+        ) {
+            let group = Group::<32>::new(&weights, 1.0);
+            let inverse = 1.0 / relative_scale(scale_code);
+            for (table, nearest) in tables(constant) {
+                let expected = group.x.map(|x| nearest.code(x * inverse).1);
+                let mut found = Vec::new();
+                each(&table, &nearest, constant, |_, codes| found.push(codes(&group, scale_code)));
+                for codes in found {
+                    // Where two values are as near, either.
+                    for ((code, expected), x) in codes.into_iter().zip(expected).zip(group.x) {
+                        let off = |value: f32| (value - x * inverse).abs();
+                        prop_assert!(off(table[usize::from(code)]) <= off(expected) * 1.000_01, "{} {:?}", x, constant);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn errors_are_those_of_the_nearest_codes(
+            constant in prop_oneof![prop::sample::select(K_GRID.to_vec()), prop::sample::select(OCTAVES.to_vec())],
+            weights in prop::collection::vec(-1.0f32..1.0, 1..=32),
+            first in -16i32..255,
+        ) {
+            let group = Group::<32>::new(&weights, 1.0);
+            for (table, nearest) in tables(constant) {
+                let exact = nearest.errors(&group, first);
+                let mut found = Vec::new();
+                each(&table, &nearest, constant, |errors, _| found.push(errors(&group, first)));
+                for errors in found {
+                    for (lane, (error, exact)) in errors.into_iter().zip(exact).enumerate() {
+                        let legal = (0..i32::from(ZERO_GROUP)).contains(&(first + lane as i32));
+                        prop_assert_eq!(legal, error.is_finite());
+                        // The other code where a weight lies at a midpoint, to a place; f32 beside.
+                        prop_assert!(!legal || (error >= exact * 0.99 - 1e-9 && error <= exact * 1.3 + 1e-9), "{} {}", error, exact);
+                    }
+                }
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
-    cells::place,
+    cells::{padded, place},
     dispatch::{Kernel, Level},
     error::EncodeError,
     magnitude::largest_magnitude,
@@ -302,8 +302,7 @@ struct Group {
 impl Group {
     #[inline(always)]
     fn new(weights: &[f32], base: f32) -> Self {
-        let mut x = [0f32; GROUP];
-        x[..weights.len()].copy_from_slice(weights);
+        let mut x = padded(weights);
         for x in &mut x {
             *x /= base;
         }
