@@ -234,31 +234,32 @@ impl Encoder {
 
     /// The header byte of a group, and its squared error in units of the base.
     #[inline(always)]
-    fn best_header(&self, group: &Group) -> (u8, f32) {
+    fn best_header(&self, group: &Group, tried: &mut [Tried; MOST_TRIED]) -> (u8, f32) {
         let (x, [below, above]) = (&group.x, self.search.reach);
         // The scale at which the largest weight meets the end of a table, in units of the base; and those near it.
         let start = (END - group.largest_place()) >> PLACES.ilog2();
         let last = i32::from(ZERO_GROUP) - 1;
         let (mut least, mut chosen) = ([f32::INFINITY; LANES], [0f32; LANES]);
-        for code in (start - below).clamp(0, last)..=(start + above).clamp(0, last) {
-            let s = self.scales[code as usize];
-            let inverse = 1.0 / s;
-            let (mut scaled, mut at) = ([0f32; GROUP], [0u32; GROUP]);
+        let [lowest, highest] = [start - below, start + above].map(|code| code.clamp(0, last));
+        for (code, tried) in (lowest..=highest).zip(tried.iter_mut()) {
+            let inverse = 1.0 / self.scales[code as usize];
             for i in 0..GROUP {
-                scaled[i] = x[i] * inverse;
-                at[i] = Entries::half_step(scaled[i]);
+                let scaled = x[i] * inverse;
+                (tried.scaled[i], tried.half_steps[i]) = (scaled, Entries::half_step(scaled));
             }
-            let (scaled, at) = std::hint::black_box((&scaled, &at));
+        }
+        for (code, Tried { scaled, half_steps }) in (lowest..=highest).zip(tried.iter()) {
+            let s = self.scales[code as usize];
             // Two sums, because an addition takes longer than what comes between two.
             let (mut even, mut odd) = ([0f32; LANES], [0f32; LANES]);
             let mut i = 0;
             while i + 1 < group.count {
-                self.entries.add_squares(&mut even, at[i], scaled[i]);
-                self.entries.add_squares(&mut odd, at[i + 1], scaled[i + 1]);
+                self.entries.add_squares(&mut even, half_steps[i], scaled[i]);
+                self.entries.add_squares(&mut odd, half_steps[i + 1], scaled[i + 1]);
                 i += 2;
             }
             if i < group.count {
-                self.entries.add_squares(&mut even, at[i], scaled[i]);
+                self.entries.add_squares(&mut even, half_steps[i], scaled[i]);
             }
             for lane in 0..LANES {
                 let error = (even[lane] + odd[lane]) * (s * s);
@@ -330,6 +331,17 @@ impl Group {
     }
 }
 
+/// A group in units of a scale that is tried. All scales are prepared before the first is compared, so that the
+/// processor has more than one to work at.
+#[derive(Clone, Copy)]
+struct Tried {
+    scaled: [f32; GROUP],
+    half_steps: [u32; GROUP],
+}
+
+/// The reach of [`SEARCH_AGAIN`].
+const MOST_TRIED: usize = 17;
+
 struct EncodeRow<'a> {
     encoder: &'a Encoder,
     row: &'a [f32],
@@ -356,6 +368,7 @@ impl EncodeRow<'_> {
     #[inline(always)]
     fn with<const BITS: usize>(self) {
         let Self { encoder, row, largest, codes, scales } = self;
+        let mut tried = [Tried { scaled: [0.0; GROUP], half_steps: [0; GROUP] }; MOST_TRIED];
         let base = base_for(largest);
         let mut factor = encoder.search.factors[0];
         if encoder.search.factors.len() > 1 {
@@ -363,7 +376,7 @@ impl EncodeRow<'_> {
             for &candidate in encoder.search.factors {
                 let mut error = 0.0;
                 for weights in row.chunks(GROUP) {
-                    error += f64::from(encoder.best_header(&Group::new(weights, base * candidate)).1);
+                    error += f64::from(encoder.best_header(&Group::new(weights, base * candidate), &mut tried).1);
                 }
                 error *= f64::from(candidate) * f64::from(candidate);
                 if error < least {
@@ -376,7 +389,7 @@ impl EncodeRow<'_> {
         base_bytes.copy_from_slice(&base.to_le_bytes());
         for (i, (weights, header)) in row.chunks(GROUP).zip(headers).enumerate() {
             let group = Group::new(weights, base);
-            (*header, _) = encoder.best_header(&group);
+            (*header, _) = encoder.best_header(&group, &mut tried);
             pack::<BITS>(&encoder.codes(&group, *header)[..weights.len()], i * GROUP, codes);
         }
     }
