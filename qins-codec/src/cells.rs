@@ -106,8 +106,8 @@ pub(crate) fn best_scale<C: Cells, const N: usize>(
         let errors = cells.errors(group, start + first);
         // The least error and its lane in one number: bits of positive floats are in order.
         let mut least = u32::MAX;
-        for lane in 0..LANES {
-            least = least.min(errors[lane].to_bits() & !(LANES as u32 - 1) | lane as u32);
+        for (lane, error) in errors.iter().enumerate() {
+            least = least.min(error.to_bits() & !(LANES as u32 - 1) | lane as u32);
         }
         if least < best {
             (best, code) = (least, start + first + (least % LANES as u32) as i32);
@@ -200,10 +200,9 @@ impl Bins {
     #[inline(always)]
     fn find<const N: usize>(&self, group: &Group<N>, scale_code: i32, lanes: i32) -> [u32; N] {
         let mut at = [0; N];
-        for i in 0..N {
-            let place = group.places[i];
+        for (at, &place) in at.iter_mut().zip(&group.places) {
             let along = ((place >> STEP.ilog2()) + (scale_code - self.lowest)).max(0).min(self.length - lanes);
-            at[i] = ((place & (STEP - 1)) * self.length + along) as u32;
+            *at = ((place & (STEP - 1)) * self.length + along) as u32;
         }
         at
     }

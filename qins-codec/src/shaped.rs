@@ -243,8 +243,8 @@ impl Encoder {
         let [lowest, highest] = [start - below, start + above].map(|code| code.clamp(0, last));
         for (code, tried) in (lowest..=highest).zip(tried.iter_mut()) {
             let inverse = 1.0 / self.scales[code as usize];
-            for i in 0..GROUP {
-                let scaled = x[i] * inverse;
+            for (i, x) in x.iter().enumerate() {
+                let scaled = x * inverse;
                 (tried.scaled[i], tried.half_steps[i]) = (scaled, Entries::half_step(scaled));
             }
         }

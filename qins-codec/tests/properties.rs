@@ -217,6 +217,39 @@ fn bytes_do_not_depend_on_the_instruction_set() {
     Level::detected().set_current();
 }
 
+/// FNV-1a.
+fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_machine() {
+    let weights = bell(96, 1003);
+    let found: Vec<_> = Format::ALL
+        .iter()
+        .map(|&format| {
+            let encoded = encode(format, &Slice::new(&weights, 96, 1003)).unwrap();
+            let decoded = encoded.matrix().decode().into_iter().flat_map(f32::to_le_bytes);
+            let base = encoded.header().base.to_le_bytes();
+            (format.name(), hash(encoded.codes().iter().chain(encoded.scales()).copied().chain(base).chain(decoded)))
+        })
+        .collect();
+    // Where a search changes on purpose, so do these.
+    let expected = [
+        ("q8", 0x1A2A_77CF_440A_D9F1),
+        ("q8h", 0x306E_F79F_CAA4_DBE2),
+        ("q12", 0x3562_70E1_220B_D1E8),
+        ("q6", 0x012A_380D_43D1_DE02),
+        ("q4", 0xACA3_4925_54D4_23BA),
+        ("q3", 0x1176_044F_6B5B_F75D),
+        ("q2", 0x3491_EB9E_A248_1D2F),
+        ("log8", 0x30E6_8957_E0F8_F9A6),
+        ("f16", 0xB406_3F3A_0CBB_EEDA),
+        ("bf16", 0xE037_F2A2_88E3_A0F0),
+    ];
+    assert_eq!(found, expected, "{found:#x?}");
+}
+
 /// What is left of these draws by encoders that compared every weight with every scale, and may not fall.
 #[test]
 fn quality_does_not_fall() {
