@@ -450,8 +450,9 @@ mod tests {
                     for (lane, (error, exact)) in errors.into_iter().zip(exact).enumerate() {
                         let legal = (0..i32::from(ZERO_GROUP)).contains(&(first + lane as i32));
                         prop_assert_eq!(legal, error.is_finite());
-                        // The other code where a weight lies at a midpoint, to a place; f32 beside.
-                        prop_assert!(!legal || (error >= exact * 0.99 - 1e-9 && error <= exact * 1.3 + 1e-9), "{} {}", error, exact);
+                        // Within a place of a midpoint the other value counts: squares of 1 + 1/4 and 1 - 1/4 at most.
+                        let close = error >= exact * 0.99 - 1e-9 && error <= exact * 2.8 + 1e-9;
+                        prop_assert!(!legal || close, "{} {}", error, exact);
                     }
                 }
             }
