@@ -339,8 +339,8 @@ struct Tried {
     half_steps: [u32; GROUP],
 }
 
-/// The reach of [`SEARCH_AGAIN`].
-const MOST_TRIED: usize = 17;
+/// Scale codes of the wider search.
+const MOST_TRIED: usize = (SEARCH_AGAIN.reach[0] + 1 + SEARCH_AGAIN.reach[1]) as usize;
 
 struct EncodeRow<'a> {
     encoder: &'a Encoder,
