@@ -22,34 +22,35 @@ const FIRST_CELLS: u32 = 128;
 /// Weights in a group.
 const GROUP: usize = 32;
 
-/// Cells of several planes: what each stands for, and which a weight is in.
+/// Several planes: what each of their cells stands for, and which a weight is in.
 #[derive(Clone, Copy)]
-pub(crate) struct Cells {
-    planes: usize,
+pub(crate) struct Planes {
+    /// Their number.
+    count: usize,
     k: f64,
-    /// Cells of all planes, for each sign.
-    count: u32,
+    /// Cells of all planes together, for each sign.
+    cells: u32,
     /// The law at the centre of the first cell of plane 1, where `|w|/s` is 1.
     first: f64,
 }
 
-impl Cells {
+impl Planes {
     pub(crate) fn new(format: Format, k: f64) -> Self {
-        let planes = format.planes();
-        let count = FIRST_CELLS << (8 * (planes - 1));
-        Self { planes, k, count, first: law(1.0 / f64::from(2 * FIRST_CELLS), k) }
+        let count = format.planes();
+        let cells = FIRST_CELLS << (8 * (count - 1));
+        Self { count, k, cells, first: law(1.0 / f64::from(2 * FIRST_CELLS), k) }
     }
 
     /// `|w|/s` at the centre of a cell.
     fn value(&self, cell: u32) -> f64 {
-        law(f64::from(2 * cell + 1) / f64::from(2 * self.count), self.k) / self.first
+        law(f64::from(2 * cell + 1) / f64::from(2 * self.cells), self.k) / self.first
     }
 
     /// The cell of a magnitude `|w|/s`; beyond either end, the last there.
     fn cell(&self, x: f64) -> u32 {
         // The law is its own inverse.
         let u = law(x * self.first, self.k);
-        ((u * f64::from(self.count)) as u32).min(self.count - 1)
+        ((u * f64::from(self.cells)) as u32).min(self.cells - 1)
     }
 
     /// Decodes a row: its codes in each plane, and the scales of its groups.
@@ -73,7 +74,7 @@ pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, 
     let base = base_for(largest_magnitude(weights)?);
     let sample = sample_rows(weights, SAMPLE);
     let error = |k| {
-        let encoder = Encoder { cells: Cells::new(format, k), judged: Cells::new(format.at_depth(1), k), base };
+        let encoder = Encoder { planes: Planes::new(format, k), judged: Planes::new(format.at_depth(1), k), base };
         let rows = sample.chunks_exact(cols.max(1));
         rows.flat_map(|row| row.chunks(GROUP)).map(|group| encoder.scale_code(group).1).sum::<f64>()
     };
@@ -95,8 +96,8 @@ fn encode_rows(header: Header, judged_at: usize, weights: &impl Weights) -> Resu
     if rows * cols == 0 {
         return Ok(Encoded { decoder, codes, scales });
     }
-    let [cells, judged] = [format, format.at_depth(judged_at)].map(|format| Cells::new(format, k));
-    let encoder = Encoder { cells, judged, base };
+    let [all, judged] = [format, format.at_depth(judged_at)].map(|format| Planes::new(format, k));
+    let encoder = Encoder { planes: all, judged, base };
     let row_bytes = format.code_bytes(cols);
     // Of each row, its codes in every plane.
     let mut of_rows: Vec<Vec<&mut [u8]>> = (0..rows).map(|_| Vec::with_capacity(format.planes())).collect();
@@ -115,9 +116,9 @@ fn encode_rows(header: Header, judged_at: usize, weights: &impl Weights) -> Resu
 }
 
 struct Encoder {
-    cells: Cells,
+    planes: Planes,
     /// Those by which scales are chosen: of fewer planes, or the same.
-    judged: Cells,
+    judged: Planes,
     base: f32,
 }
 
@@ -128,9 +129,9 @@ impl Encoder {
             (*scale_code, _) = self.scale_code(group);
             let s = f64::from(scale(self.base, *scale_code));
             for (j, &w) in group.iter().enumerate() {
-                let cell = if s > 0.0 { self.cells.cell(f64::from(w.abs()) / s) } else { 0 };
+                let cell = if s > 0.0 { self.planes.cell(f64::from(w.abs()) / s) } else { 0 };
                 for (plane, codes) in planes.iter_mut().enumerate() {
-                    codes[i * GROUP + j] = (cell >> (8 * (self.cells.planes - 1 - plane))) as u8;
+                    codes[i * GROUP + j] = (cell >> (8 * (self.planes.count - 1 - plane))) as u8;
                 }
                 planes[0][i * GROUP + j] |= u8::from(w < 0.0) << 7;
             }
@@ -152,7 +153,7 @@ impl Encoder {
         }
         // The last three of those; and those next to them, where the cells that are judged show what is cut off, for
         // decoding moves the largest weight a little.
-        let shows = u8::from(self.judged.planes == self.cells.planes);
+        let shows = u8::from(self.judged.count == self.planes.count);
         let last = covering.saturating_add(shows).saturating_sub(1).min(ZERO_GROUP - 1);
         let near = last.saturating_sub(2 + 2 * shows)..=last;
         let errors = near.map(|code| (code, self.error(group, scale(self.base, code))));

@@ -18,10 +18,13 @@
 //! The decode rules are normative: a decoded weight is `f32(scale * table entry)`, the same bits on every machine.
 //! This crate knows no tensor framework and no file.
 
+mod cells;
 mod deviation;
+mod dispatch;
 mod error;
 mod format;
 mod fpins;
+mod magnitude;
 mod matmul;
 mod matrix;
 pub mod origins;
@@ -36,6 +39,7 @@ mod weights;
 use format::Law;
 
 pub use deviation::Deviation;
+pub use dispatch::Level;
 pub use error::{EncodeError, HeaderError, LayoutError, UnknownFormat};
 pub use format::Format;
 pub use matrix::{Decoder, Encoded, Header, Matrix};
@@ -45,7 +49,7 @@ pub use weights::{Slice, Weights, matrix_shape, sample_rows};
 
 /// Encodes a weight matrix, searching the format's parameters for the least squared error.
 ///
-/// The result is the same for any number of threads.
+/// The bytes are the same for any number of threads and at any [`Level`].
 ///
 /// # Errors
 /// [`EncodeError::NotFinite`] names the first NaN or infinite weight by row and column, [`EncodeError::OutOfRange`] the

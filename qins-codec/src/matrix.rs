@@ -2,8 +2,8 @@ use crate::{
     Format,
     error::{HeaderError, LayoutError},
     format::Law,
-    fpins::Cells,
-    pack::unpack,
+    fpins::Planes,
+    pack::{EIGHT, unpack_eight},
     raw,
     scale::scale,
     shaped, signed,
@@ -198,22 +198,46 @@ impl<'a> Matrix<'a> {
             let of_row = |plane: usize| &self.codes[(plane * rows + row) * code_bytes..][..code_bytes];
             let planes: Vec<&[u8]> = (0..format.planes()).map(of_row).collect();
             let scales = self.scales[row * scale_bytes..].iter().map(|&code| self.decoder.scales[usize::from(code)]);
-            return Cells::new(format, self.decoder.header.k).decode_row(&planes, scales, out);
+            return Planes::new(format, self.decoder.header.k).decode_row(&planes, scales, out);
         }
         let (base, scales) = self.scales[row * scale_bytes..][..scale_bytes].split_at(format.base_bytes());
         let base = base.try_into().map_or(1.0, f32::from_le_bytes);
-        let (group, bits) = (format.group(), format.code_bits());
-        for (i, (out, &scale_code)) in out.chunks_mut(group).zip(scales).enumerate() {
+        match format.code_bits() {
+            2 => self.decode_groups::<2, 4>(base, scales, codes, out),
+            3 => self.decode_groups::<3, 8>(base, scales, codes, out),
+            4 => self.decode_groups::<4, 16>(base, scales, codes, out),
+            6 => self.decode_groups::<6, 64>(base, scales, codes, out),
+            8 => self.decode_groups::<8, 256>(base, scales, codes, out),
+            12 => self.decode_groups::<12, 4096>(base, scales, codes, out),
+            bits => unreachable!("{format} has {bits}-bit codes"),
+        }
+    }
+
+    /// Decodes the groups of a row; `ENTRIES` is what `BITS` bits count.
+    fn decode_groups<const BITS: usize, const ENTRIES: usize>(
+        &self,
+        base: f32,
+        scales: &[u8],
+        codes: &[u8],
+        out: &mut [f32],
+    ) {
+        let format = self.decoder.header.format;
+        let group = format.group();
+        // Eight codes are whole bytes; a row's last may be fewer, and those after them zeros or none.
+        let codes = codes.chunks(group / EIGHT * BITS);
+        for ((out, codes), &scale_code) in out.chunks_mut(group).zip(codes).zip(scales) {
             let s = base * self.decoder.scales[scale_code as usize];
-            let values = &self.decoder.values[format.shape(scale_code) << bits..][..1 << bits];
-            if bits == 8 {
-                for (o, &code) in out.iter_mut().zip(&codes[i * group..]) {
-                    *o = s * values[code as usize];
-                }
-            } else {
-                for (j, o) in out.iter_mut().enumerate() {
-                    *o = s * values[usize::from(unpack(codes, bits, i * group + j))];
-                }
+            let values = &self.decoder.values[format.shape(scale_code) << BITS..];
+            let values: &[f32; ENTRIES] = values.first_chunk().expect("a whole table");
+            let decode = |codes: &[u8; BITS]| unpack_eight(codes).map(|code| s * values[usize::from(code) % ENTRIES]);
+            let (whole, rest) = out.as_chunks_mut::<EIGHT>();
+            for (out, codes) in whole.iter_mut().zip(codes.as_chunks::<BITS>().0) {
+                *out = decode(codes);
+            }
+            if !rest.is_empty() {
+                let mut last = [0; BITS];
+                last.iter_mut().zip(&codes[whole.len() * BITS..]).for_each(|(last, &byte)| *last = byte);
+                rest.copy_from_slice(&decode(&last)[..rest.len()]);
             }
         }
     }

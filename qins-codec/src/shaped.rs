@@ -7,7 +7,10 @@
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
+    cells::{padded, place},
+    dispatch::{Kernel, Level},
     error::EncodeError,
+    magnitude::largest_magnitude,
     pack::pack,
     scale::{self, SCALE_STEPS},
 };
@@ -142,7 +145,7 @@ fn encode_rows(format: Format, weights: &impl Weights, search: Search) -> Result
     let encoder = Encoder::new(format, search);
     let encode_row = |buffer: &mut Vec<f32>, (row, (codes, scales)): (usize, (&mut [u8], &mut [u8]))| {
         weights.read_row(row, buffer);
-        EncodeError::check_finite(row, buffer).map(|()| encoder.row(buffer, codes, scales))
+        largest_magnitude(row, buffer).map(|largest| encoder.row(buffer, largest, codes, scales))
     };
     let rows: Vec<_> = codes
         .par_chunks_exact_mut(code_bytes)
@@ -155,109 +158,241 @@ fn encode_rows(format: Format, weights: &impl Weights, search: Search) -> Result
     Ok(Encoded { decoder, codes, scales })
 }
 
-/// A table with the nearest entry of every half step: midpoints of integers are whole in half steps.
-struct Table {
-    entries: &'static [i8],
-    /// Nearest entry for `ceil(2 x)`, from -256 to 256.
-    nearest: Box<[u8; 513]>,
+/// Candidates side by side: the four tables, and the same turned round.
+const LANES: usize = 2 * SHAPES;
+
+/// Half steps of a table's integers: midpoints are whole in half steps, so that each lies nearest to one entry.
+const HALF_STEPS: usize = 512;
+
+/// The entry nearest to every half step, in every table and for either sign of the scale, side by side.
+struct Entries {
+    /// Turned back for negative scales, so that all lanes are in units of the scale's magnitude.
+    values: Box<[[f32; LANES]; HALF_STEPS]>,
+    codes: Box<[[u8; LANES]; HALF_STEPS]>,
 }
 
-impl Table {
-    fn new(entries: &'static [i8]) -> Self {
-        let midpoints: Vec<i32> = entries.windows(2).map(|pair| i32::from(pair[0]) + i32::from(pair[1])).collect();
-        let below = |half_steps: i32| midpoints.iter().filter(|&&midpoint| midpoint < half_steps).count() as u8;
-        Self { entries, nearest: Box::new(std::array::from_fn(|i| below(i as i32 - 256))) }
+impl Entries {
+    fn new(format: Format) -> Self {
+        let tables = tables(format);
+        let (mut values, mut codes) = (Box::new([[0.0; LANES]; HALF_STEPS]), Box::new([[0; LANES]; HALF_STEPS]));
+        for at in 0..HALF_STEPS {
+            for lane in 0..LANES {
+                let (table, sign) = (tables[lane % SHAPES], if lane < SHAPES { 1 } else { -1 });
+                // The middle of the half step, in quarters; no midpoint is one.
+                let middle = sign * (2 * at as i32 + 1 - HALF_STEPS as i32);
+                let below = |pair: &[i8]| 2 * (i32::from(pair[0]) + i32::from(pair[1])) < middle;
+                let code = table.windows(2).take_while(|pair| below(pair)).count();
+                (codes[at][lane], values[at][lane]) = (code as u8, (sign * i32::from(table[code])) as f32);
+            }
+        }
+        Self { values, codes }
     }
 
-    fn code(&self, x: f32) -> u8 {
-        let half_steps = (2.0 * x).ceil().clamp(-256.0, 256.0) as i32;
-        self.nearest[(half_steps + 256) as usize]
+    /// The half step of a weight in units of its scale.
+    #[inline(always)]
+    fn half_step(x: f32) -> u32 {
+        // Where an f32 of this size has steps of 1: the sum rounds.
+        const ROUND: f32 = 8_388_608.0;
+        const LAST: f32 = (HALF_STEPS - 1) as f32;
+        let inside = x * 2.0 + (HALF_STEPS / 2) as f32 - 0.5;
+        let inside = if inside > 0.0 { inside } else { 0.0 };
+        let inside = if inside < LAST { inside } else { LAST };
+        (inside + ROUND).to_bits() % HALF_STEPS as u32
+    }
+
+    /// Adds the squared differences of a weight from the entries nearest to its half step.
+    #[inline(always)]
+    fn add_squares(&self, sums: &mut [f32; LANES], half_step: u32, x: f32) {
+        let values = &self.values[half_step as usize % HALF_STEPS];
+        for lane in 0..LANES {
+            let difference = values[lane] - x;
+            sums[lane] += difference * difference;
+        }
     }
 }
 
 struct Encoder {
     bits: usize,
     search: Search,
-    tables: [Table; SHAPES],
+    entries: Entries,
+    /// Relative scales by scale code.
+    scales: [f32; ZERO_GROUP as usize],
+    level: Level,
 }
 
 impl Encoder {
     fn new(format: Format, search: Search) -> Self {
-        Self { bits: format.code_bits(), search, tables: tables(format).map(Table::new) }
+        let scales = std::array::from_fn(|code| relative_scale(header_byte(false, code as u8, 0)));
+        let (bits, entries) = (format.code_bits(), Entries::new(format));
+        Self { bits, search, entries, scales, level: Level::current() }
     }
 
-    /// Writes codes, where bytes are zero, and the base and header bytes of one row.
-    fn row(&self, row: &[f32], codes: &mut [u8], scales: &mut [u8]) {
-        let base = base_for(row.iter().fold(0f32, |largest, w| largest.max(w.abs())));
-        let error = |&factor: &f32| {
-            let base = base * factor;
-            let errors = row.chunks(GROUP).map(|weights| self.group(weights, base, &mut [0; GROUP][..weights.len()]).1);
-            errors.map(f64::from).sum::<f64>() * f64::from(factor).powi(2)
-        };
-        let factor = match self.search.factors {
-            [factor] => factor,
-            factors => factors.iter().min_by(|a, b| error(a).total_cmp(&error(b))).expect("factors to choose from"),
-        };
+    /// Writes codes, and the base and header bytes of one row.
+    fn row(&self, row: &[f32], largest: f32, codes: &mut [u8], scales: &mut [u8]) {
+        self.level.run(EncodeRow { encoder: self, row, largest, codes, scales });
+    }
+
+    /// The header byte of a group, and its squared error in units of the base.
+    #[inline(always)]
+    fn best_header(&self, group: &Group, tried: &mut [Tried; MOST_TRIED]) -> (u8, f32) {
+        let (x, [below, above]) = (&group.x, self.search.reach);
+        // The scale at which the largest weight meets the end of a table, in units of the base; and those near it.
+        let start = (END - group.largest_place()) >> PLACES.ilog2();
+        let last = i32::from(ZERO_GROUP) - 1;
+        let (mut least, mut chosen) = ([f32::INFINITY; LANES], [0f32; LANES]);
+        let [lowest, highest] = [start - below, start + above].map(|code| code.clamp(0, last));
+        for (code, tried) in (lowest..=highest).zip(tried.iter_mut()) {
+            let inverse = 1.0 / self.scales[code as usize];
+            for (i, x) in x.iter().enumerate() {
+                let scaled = x * inverse;
+                (tried.scaled[i], tried.half_steps[i]) = (scaled, Entries::half_step(scaled));
+            }
+        }
+        for (code, Tried { scaled, half_steps }) in (lowest..=highest).zip(tried.iter()) {
+            let s = self.scales[code as usize];
+            // Two sums, because an addition takes longer than what comes between two.
+            let (mut even, mut odd) = ([0f32; LANES], [0f32; LANES]);
+            let mut i = 0;
+            while i + 1 < group.count {
+                self.entries.add_squares(&mut even, half_steps[i], scaled[i]);
+                self.entries.add_squares(&mut odd, half_steps[i + 1], scaled[i + 1]);
+                i += 2;
+            }
+            if i < group.count {
+                self.entries.add_squares(&mut even, half_steps[i], scaled[i]);
+            }
+            for lane in 0..LANES {
+                let error = (even[lane] + odd[lane]) * (s * s);
+                chosen[lane] = if error < least[lane] { code as f32 } else { chosen[lane] };
+                least[lane] = if error < least[lane] { error } else { least[lane] };
+            }
+        }
+        // Weights far below their row's largest are lost less as zeros.
+        let (mut best, mut header) = (group.squares(), header_byte(false, ZERO_GROUP, 0));
+        for lane in 0..LANES {
+            if least[lane] < best {
+                (best, header) = (least[lane], header_byte(lane >= SHAPES, chosen[lane] as u8, lane % SHAPES));
+            }
+        }
+        (header, best)
+    }
+
+    #[inline(always)]
+    fn codes(&self, group: &Group, header: u8) -> [u16; GROUP] {
+        let code = usize::from(header >> 2 & 31);
+        if code >= self.scales.len() {
+            return [0; GROUP];
+        }
+        let (inverse, lane) = (1.0 / self.scales[code], usize::from(header >> 7) * SHAPES + usize::from(header & 3));
+        std::array::from_fn(|i| self.entries.codes[Entries::half_step(group.x[i] * inverse) as usize][lane].into())
+    }
+}
+
+/// Places of [`place`] in a step of the scale codes.
+const PLACES: i32 = place(2.0) / STEPS as i32;
+
+/// The place of [`LARGEST`].
+const END: i32 = place(LARGEST);
+
+/// Weights of a group in units of the base, so that no square overflows or vanishes; zeros after the last.
+struct Group {
+    count: usize,
+    x: [f32; GROUP],
+}
+
+impl Group {
+    #[inline(always)]
+    fn new(weights: &[f32], base: f32) -> Self {
+        let mut x = padded(weights);
+        for x in &mut x {
+            *x /= base;
+        }
+        Self { count: weights.len(), x }
+    }
+
+    #[inline(always)]
+    fn largest_place(&self) -> i32 {
+        let mut bits = 0;
+        for x in self.x {
+            bits = (x.to_bits() as i32 & i32::MAX).max(bits);
+        }
+        place(f32::from_bits(bits as u32))
+    }
+
+    #[inline(always)]
+    fn squares(&self) -> f32 {
+        let (mut sums, halves) = ([0f32; GROUP / 2], self.x.as_chunks::<{ GROUP / 2 }>().0);
+        for half in halves {
+            for i in 0..GROUP / 2 {
+                sums[i] += half[i] * half[i];
+            }
+        }
+        sums.iter().sum()
+    }
+}
+
+/// A group in units of a scale that is tried. All scales are prepared before the first is compared, so that the
+/// processor has more than one to work at.
+#[derive(Clone, Copy)]
+struct Tried {
+    scaled: [f32; GROUP],
+    half_steps: [u32; GROUP],
+}
+
+/// Scale codes of the wider search.
+const MOST_TRIED: usize = (SEARCH_AGAIN.reach[0] + 1 + SEARCH_AGAIN.reach[1]) as usize;
+
+struct EncodeRow<'a> {
+    encoder: &'a Encoder,
+    row: &'a [f32],
+    largest: f32,
+    codes: &'a mut [u8],
+    scales: &'a mut [u8],
+}
+
+impl Kernel for EncodeRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        match self.encoder.bits {
+            6 => self.with::<6>(),
+            4 => self.with::<4>(),
+            3 => self.with::<3>(),
+            _ => self.with::<2>(),
+        }
+    }
+}
+
+impl EncodeRow<'_> {
+    #[inline(always)]
+    fn with<const BITS: usize>(self) {
+        let Self { encoder, row, largest, codes, scales } = self;
+        let mut tried = [Tried { scaled: [0.0; GROUP], half_steps: [0; GROUP] }; MOST_TRIED];
+        let base = base_for(largest);
+        let mut factor = encoder.search.factors[0];
+        if encoder.search.factors.len() > 1 {
+            let mut least = f64::INFINITY;
+            for &candidate in encoder.search.factors {
+                let mut error = 0.0;
+                for weights in row.chunks(GROUP) {
+                    error += f64::from(encoder.best_header(&Group::new(weights, base * candidate), &mut tried).1);
+                }
+                error *= f64::from(candidate) * f64::from(candidate);
+                if error < least {
+                    (least, factor) = (error, candidate);
+                }
+            }
+        }
         let base = base * factor;
         let (base_bytes, headers) = scales.split_at_mut(size_of::<f32>());
         base_bytes.copy_from_slice(&base.to_le_bytes());
         for (i, (weights, header)) in row.chunks(GROUP).zip(headers).enumerate() {
-            let mut buffer = [0; GROUP];
-            let group = &mut buffer[..weights.len()];
-            (*header, _) = self.group(weights, base, group);
-            pack(group, self.bits, i * GROUP, codes);
+            let group = Group::new(weights, base);
+            (*header, _) = encoder.best_header(&group, &mut tried);
+            pack::<BITS>(&encoder.codes(&group, *header)[..weights.len()], i * GROUP, codes);
         }
     }
-
-    /// Writes the codes of a group; returns its header byte, and its squared error in units of the base.
-    fn group(&self, weights: &[f32], base: f32, codes: &mut [u16]) -> (u8, f32) {
-        // In units of the base, so that no square overflows or vanishes.
-        let mut buffer = [0f32; GROUP];
-        let x = &mut buffer[..weights.len()];
-        x.iter_mut().zip(weights).for_each(|(x, w)| *x = w / base);
-        let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-        // Also where the base is 0: 0/0 is NaN, which `max` ignores.
-        if largest == 0.0 || !largest.is_finite() {
-            return (header_byte(false, ZERO_GROUP, 0), 0.0);
-        }
-        // The scale at which the largest weight meets the end of a table, in units of the base; and those near it.
-        let start = ((LARGEST / largest).log2() * STEPS as f32).floor() as i32;
-        // Weights far below their row's largest are lost less as zeros.
-        let (mut best, mut chosen) = (x.iter().map(|x| x * x).sum::<f32>(), header_byte(false, ZERO_GROUP, 0));
-        let [below, above] = self.search.reach;
-        for code in start - below..=start + above {
-            let code = code.clamp(0, i32::from(ZERO_GROUP) - 1) as u8;
-            for negative in [false, true] {
-                for (shape, table) in self.tables.iter().enumerate() {
-                    let header = header_byte(negative, code, shape);
-                    let error = error_at(x, relative_scale(header), table, best);
-                    if error < best {
-                        (best, chosen) = (error, header);
-                    }
-                }
-            }
-        }
-        if relative_scale(chosen) == 0.0 {
-            return (chosen, best);
-        }
-        let (table, inverse) = (&self.tables[usize::from(chosen & 3)], 1.0 / relative_scale(chosen));
-        codes.iter_mut().zip(&*x).for_each(|(code, x)| *code = table.code(x * inverse).into());
-        (chosen, best)
-    }
-}
-
-/// Squared error of a group at a scale; stops early once above `limit`.
-fn error_at(x: &[f32], s: f32, table: &Table, limit: f32) -> f32 {
-    let inverse = 1.0 / s;
-    let mut error = 0.0;
-    for &x in x {
-        let difference = f32::from(table.entries[usize::from(table.code(x * inverse))]) * s - x;
-        error += difference * difference;
-        if error >= limit {
-            break;
-        }
-    }
-    error
 }
 
 #[cfg(test)]
@@ -275,11 +410,13 @@ mod tests {
     proptest! {
         #[test]
         fn nearest_is_nearest(format in prop::sample::select(vec![Format::Q6, Format::Q4, Format::Q3, Format::Q2]), x in -140.0f32..140.0) {
-            for entries in tables(format) {
-                let table = Table::new(entries);
-                let found = (f32::from(entries[usize::from(table.code(x))]) - x).abs();
-                let best = entries.iter().map(|&entry| (f32::from(entry) - x).abs()).fold(f32::INFINITY, f32::min);
-                prop_assert!(found <= best * 1.000_01, "{} instead of {}", found, best);
+            let (entries, at) = (Entries::new(format), Entries::half_step(x) as usize);
+            for (lane, (value, code)) in entries.values[at].into_iter().zip(entries.codes[at]).enumerate() {
+                let (table, sign) = (tables(format)[lane % SHAPES], if lane < SHAPES { 1.0 } else { -1.0 });
+                prop_assert_eq!(value, f32::from(table[usize::from(code)]) * sign);
+                let best = table.iter().map(|&entry| (f32::from(entry) * sign - x).abs()).fold(f32::INFINITY, f32::min);
+                // Weights are rounded to 2^-16.
+                prop_assert!((value - x).abs() <= best + 4e-5, "{} instead of {}", value, best);
             }
         }
     }

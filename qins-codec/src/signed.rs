@@ -2,23 +2,27 @@
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
+    cells::{Bins, Cells, Group, LANES, Moebius, best_scale},
+    dispatch::{Kernel, Level},
     error::EncodeError,
     format::Law,
+    magnitude,
     pack::pack,
     projective::{K_GRID, Nearest, OCTAVES, logarithmic_table, projective_table},
-    scale::{SCALE_STEPS, ZERO_GROUP, base_for, relative_scale},
+    scale::{ZERO_GROUP, base_for},
+    weights::sample_rows,
 };
 use rayon::prelude::*;
 
 /// Weights read to choose `k`; a matrix with more is sampled by evenly spaced rows.
 const SAMPLE: usize = 1 << 15;
 
-/// How many scale codes are tried on either side of the one whose table end meets the group's largest magnitude.
-const REACH: i32 = 6;
+/// First of each [`LANES`] scale codes tried, counted from the one whose table end meets the group's largest magnitude.
+const REACH: &[i32] = &[-9];
 
 /// The same for weights that may have been decoded from the constants given: decoding moves the largest magnitude by up
 /// to half a cell, one scale code, and the code it was decoded from must still be within reach.
-const REACH_AGAIN: i32 = REACH + 2;
+const REACH_AGAIN: &[i32] = &[-(LANES as i32), 0];
 
 /// Magnitude codes.
 fn half(format: Format) -> usize {
@@ -50,7 +54,7 @@ pub(crate) fn encode_with(header: Header, weights: &impl Weights) -> Result<Enco
     encode_rows(header, weights, REACH_AGAIN)
 }
 
-fn encode_rows(header: Header, weights: &impl Weights, reach: i32) -> Result<Encoded, EncodeError> {
+fn encode_rows(header: Header, weights: &impl Weights, reach: &'static [i32]) -> Result<Encoded, EncodeError> {
     let decoder = Decoder::new(header)?;
     let (code_bytes, scale_bytes) = (header.format.code_bytes(header.cols), header.format.scale_bytes(header.cols));
     let (mut codes, mut scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
@@ -60,7 +64,7 @@ fn encode_rows(header: Header, weights: &impl Weights, reach: i32) -> Result<Enc
             || vec![0.0; header.cols],
             |buffer, (row, (codes, scales))| {
                 weights.read_row(row, buffer);
-                encoder.row(buffer, codes, scales);
+                encoder.row(buffer, Some((codes, scales)));
             },
         );
     }
@@ -70,8 +74,7 @@ fn encode_rows(header: Header, weights: &impl Weights, reach: i32) -> Result<Enc
 pub(crate) fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeError> {
     let row_largest = |buffer: &mut Vec<f32>, row| {
         weights.read_row(row, buffer);
-        let largest = |()| buffer.iter().fold(0f32, |largest, w| largest.max(w.abs()));
-        EncodeError::check_finite(row, buffer).map(largest)
+        magnitude::largest_magnitude(row, buffer)
     };
     let rows: Vec<_> =
         (0..weights.rows()).into_par_iter().map_init(|| vec![0.0; weights.cols()], row_largest).collect();
@@ -80,26 +83,13 @@ pub(crate) fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeErr
 }
 
 fn best_k(format: Format, weights: &impl Weights, base: f32) -> f64 {
-    let (rows, cols) = (weights.rows(), weights.cols());
-    let step = rows.saturating_mul(cols).div_ceil(SAMPLE).max(1);
-    let mut sample = vec![0.0; rows.div_ceil(step) * cols];
-    if sample.is_empty() {
-        return K_GRID[0];
-    }
-    for (i, row) in sample.chunks_exact_mut(cols).enumerate() {
-        weights.read_row(i * step, row);
-    }
+    let (sample, cols) = (sample_rows(weights, SAMPLE), weights.cols().max(1));
     let grid: &[f64] = if format.law() == Law::Logarithmic { &OCTAVES } else { &K_GRID };
     let errors: Vec<f64> = grid
         .par_iter()
         .map(|&k| {
             let encoder = Encoder::new(format, base, k, REACH);
-            let (mut codes, mut scales) = (vec![0; format.code_bytes(cols)], vec![0; format.scale_bytes(cols)]);
-            let error = |row| {
-                codes.fill(0);
-                encoder.row(row, &mut codes, &mut scales)
-            };
-            sample.chunks_exact(cols).map(error).sum()
+            sample.chunks_exact(cols).map(|row| encoder.row(row, None)).sum()
         })
         .collect();
     let best = (0..grid.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b])).expect("the grid is not empty");
@@ -110,77 +100,94 @@ fn best_k(format: Format, weights: &impl Weights, base: f32) -> f64 {
 struct Encoder {
     format: Format,
     base: f32,
-    nearest: Nearest,
-    reach: i32,
+    cells: Table,
+    reach: &'static [i32],
+    level: Level,
+}
+
+/// The table of magnitudes, prepared for the fastest search that it allows.
+enum Table {
+    Bins(Bins),
+    Moebius(Moebius),
+    Any(Nearest),
 }
 
 impl Encoder {
-    fn new(format: Format, base: f32, k: f64, reach: i32) -> Self {
-        Self { format, base, nearest: Nearest::new(format.law(), half(format), k), reach }
+    fn new(format: Format, base: f32, k: f64, reach: &'static [i32]) -> Self {
+        let values = code_values(format, k);
+        let table = &values[..half(format)];
+        let cells = match (Bins::new(table), format.law()) {
+            (Some(bins), _) => Table::Bins(bins),
+            // Far beyond any k of use, its square in f32 overflows.
+            (None, Law::Projective) if half(format) == 2048 && k < 1e15 => Table::Moebius(Moebius::new(table, k)),
+            (None, law) => Table::Any(Nearest::new(law, half(format), k)),
+        };
+        Self { format, base, cells, reach, level: Level::current() }
     }
 
-    /// Writes codes, where bytes are zero, and scale codes of one row; returns its squared error in units of the base.
-    fn row(&self, row: &[f32], codes: &mut [u8], scales: &mut [u8]) -> f64 {
-        let (group, bits) = (self.format.group(), self.format.code_bits());
+    /// Writes codes and scale codes of one row if they are wanted; returns its squared error in units of the base.
+    fn row(&self, row: &[f32], out: Option<(&mut [u8], &mut [u8])>) -> f64 {
+        self.level.run(EncodeRow { encoder: self, row, out })
+    }
+}
+
+struct EncodeRow<'a> {
+    encoder: &'a Encoder,
+    row: &'a [f32],
+    out: Option<(&'a mut [u8], &'a mut [u8])>,
+}
+
+impl Kernel for EncodeRow<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let Encoder { format, cells, .. } = self.encoder;
+        match (cells, format.group(), format.code_bits()) {
+            (Table::Bins(cells), 32, 8) => self.with::<_, 32, 8>(cells),
+            (Table::Bins(cells), 16, 8) => self.with::<_, 16, 8>(cells),
+            (Table::Moebius(cells), 32, 12) => self.with::<_, 32, 12>(cells),
+            (Table::Any(cells), 32, 8) => self.with::<_, 32, 8>(cells),
+            (Table::Any(cells), 16, 8) => self.with::<_, 16, 8>(cells),
+            (Table::Any(cells), 32, 12) => self.with::<_, 32, 12>(cells),
+            _ => unreachable!("{format} has no encoder of these groups and codes"),
+        }
+    }
+}
+
+impl EncodeRow<'_> {
+    #[inline(always)]
+    fn with<C: Cells, const N: usize, const BITS: usize>(self, cells: &C) -> f64 {
+        let Encoder { base, reach, .. } = *self.encoder;
+        let (mut codes, scales) = match self.out {
+            Some((codes, scales)) => (Some(codes), scales),
+            None => (None, &mut [][..]),
+        };
         let mut error = 0.0;
-        for (i, (weights, scale)) in row.chunks(group).zip(scales).enumerate() {
-            let mut buffer = [0; MAX_GROUP];
-            let of_group = &mut buffer[..weights.len()];
-            error += self.encode_group(weights, of_group, scale);
-            pack(of_group, bits, i * group, codes);
-        }
-        error
-    }
-
-    fn encode_group(&self, weights: &[f32], codes: &mut [u16], scale: &mut u8) -> f64 {
-        let mut buffer = [0f32; MAX_GROUP];
-        let x = &mut buffer[..weights.len()];
-        for (x, w) in x.iter_mut().zip(weights) {
-            *x = w.abs() / self.base;
-        }
-        let largest = x.iter().fold(0f32, |a, &b| a.max(b));
-        // Also where the base is 0: 0/0 is NaN, which `max` ignores.
-        if largest == 0.0 {
-            codes.fill(0);
-            *scale = ZERO_GROUP;
-            return 0.0;
-        }
-        let start = (-largest.log2() * SCALE_STEPS as f32).round() as i32;
-        let mut best = f32::INFINITY;
-        let mut tried = None;
-        for offset in -self.reach..=self.reach {
-            let code = (start.saturating_add(offset)).clamp(0, i32::from(ZERO_GROUP) - 1) as u8;
-            if tried.replace(code) == Some(code) {
+        for (i, weights) in self.row.chunks(N).enumerate() {
+            let group = Group::<N>::new(weights, if base > 0.0 { base } else { 1.0 });
+            // A base of 0 has no scale but 0.
+            let start = group.start().filter(|_| base > 0.0);
+            let scale_code = match start {
+                Some(start) => {
+                    let (code, squared) = best_scale(cells, &group, start, reach);
+                    error += f64::from(squared);
+                    code
+                }
+                None => ZERO_GROUP,
+            };
+            let Some(codes) = &mut codes else { continue };
+            scales[i] = scale_code;
+            if scale_code == ZERO_GROUP {
+                // As they are: zeros.
                 continue;
             }
-            let error = self.error_at(x, code, best);
-            if error < best {
-                (best, *scale) = (error, code);
+            let mut magnitudes = cells.codes(&group, scale_code);
+            for (code, weight) in magnitudes.iter_mut().zip(weights) {
+                *code |= u16::from(*weight < 0.0) << (BITS - 1);
             }
-        }
-        let inverse = 1.0 / relative_scale(*scale);
-        let sign = half(self.format) as u16;
-        for ((code, &x), w) in codes.iter_mut().zip(&*x).zip(weights) {
-            *code = self.nearest.code(x * inverse).0 | if *w < 0.0 { sign } else { 0 };
-        }
-        f64::from(best)
-    }
-
-    /// Squared error of a group at a scale code; stops early once above `limit`.
-    fn error_at(&self, x: &[f32], code: u8, limit: f32) -> f32 {
-        let s = relative_scale(code);
-        let inverse = 1.0 / s;
-        let mut error = 0.0;
-        for &x in x {
-            let difference = self.nearest.code(x * inverse).1 * s - x;
-            error += difference * difference;
-            if error >= limit {
-                break;
-            }
+            pack::<BITS>(&magnitudes[..weights.len()], i * N, codes);
         }
         error
     }
 }
-
-/// The longest group of any signed format.
-const MAX_GROUP: usize = 32;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use qins_codec::{
-    Decoder, EncodeError, Format, Header, HeaderError, Slice, Weights, ZERO_GROUP, encode, encode_with, scale,
+    Decoder, EncodeError, Format, Header, HeaderError, Level, Slice, Weights, ZERO_GROUP, encode, encode_with, scale,
 };
 
 /// A matrix of any small shape whose rows differ wildly in magnitude, with exact zeros and zero runs.
@@ -154,6 +154,122 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
             })
         };
         assert_eq!(run(1), run(7), "{format}");
+    }
+}
+
+/// Weights that a search could stumble on: values at and between table entries, zeros of both signs, outliers, subnormal
+/// numbers, rows of one magnitude.
+fn adversarial(rows: usize, cols: usize) -> Vec<f32> {
+    let mut weights = bell(rows, cols);
+    for (row, weights) in weights.chunks_exact_mut(cols).enumerate() {
+        for (col, weight) in weights.iter_mut().enumerate() {
+            let sign = weight.signum();
+            match row % 9 {
+                0 => *weight = sign * (col % 255) as f32 / 254.0,
+                1 => *weight = sign * 2f32.powf(-((col % 300) as f32) / 32.0),
+                2 if col % 37 == 5 => *weight *= 1e6,
+                3 => *weight *= 1e-38,
+                4 if col % 3 > 0 => *weight = sign * 0.0,
+                5 => *weight = sign * 0.37,
+                6 => *weight = if col % 64 < 40 { 0.0 } else { *weight * 1e-20 },
+                7 => *weight *= 10f32.powi(col as i32 % 60 - 35),
+                _ => {}
+            }
+        }
+    }
+    weights
+}
+
+/// The only test that sets the level.
+#[test]
+fn bytes_do_not_depend_on_the_instruction_set() {
+    let (rows, cols) = (90, 1003);
+    for weights in [bell(rows, cols), adversarial(rows, cols)] {
+        let weights = Slice::new(&weights, rows, cols);
+        for &format in Format::ALL {
+            let mut runs = Vec::new();
+            for level in Level::all_supported() {
+                level.set_current();
+                // Weights as small as some of these are beyond f16 only where they are too large.
+                let Ok(encoded) = encode(format, &weights) else {
+                    assert!(format.is_raw());
+                    continue;
+                };
+                let decoded = encoded.matrix().decode();
+                let again = encode_with(*encoded.header(), &weights).unwrap();
+                let bits: Vec<u32> = decoded.iter().map(|w| w.to_bits()).collect();
+                runs.push((
+                    level,
+                    *encoded.header(),
+                    bits,
+                    [encoded, again].map(|e| (e.codes().to_vec(), e.scales().to_vec())),
+                ));
+            }
+            for (level, header, decoded, bytes) in &runs[..] {
+                let (first, expected_header, expected_decoded, expected) = &runs[0];
+                assert!(
+                    (header, decoded, bytes) == (expected_header, expected_decoded, expected),
+                    "{format}: {level:?} and {first:?} differ"
+                );
+            }
+        }
+    }
+    Level::detected().set_current();
+}
+
+/// FNV-1a.
+fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_machine() {
+    let weights = bell(96, 1003);
+    let found: Vec<_> = Format::ALL
+        .iter()
+        .map(|&format| {
+            let encoded = encode(format, &Slice::new(&weights, 96, 1003)).unwrap();
+            let decoded = encoded.matrix().decode().into_iter().flat_map(f32::to_le_bytes);
+            let base = encoded.header().base.to_le_bytes();
+            (format.name(), hash(encoded.codes().iter().chain(encoded.scales()).copied().chain(base).chain(decoded)))
+        })
+        .collect();
+    // Where a search changes on purpose, so do these.
+    let expected = [
+        ("q8", 0x1A2A_77CF_440A_D9F1),
+        ("q8h", 0x306E_F79F_CAA4_DBE2),
+        ("q12", 0x3562_70E1_220B_D1E8),
+        ("q6", 0x012A_380D_43D1_DE02),
+        ("q4", 0xACA3_4925_54D4_23BA),
+        ("q3", 0x1176_044F_6B5B_F75D),
+        ("q2", 0x3491_EB9E_A248_1D2F),
+        ("log8", 0x30E6_8957_E0F8_F9A6),
+        ("fpins:1", 0x1A2A_77CF_440A_D9F1),
+        ("fpins:2", 0xE83E_AC75_27C9_801A),
+        ("fpins:3", 0xC0DD_E625_0134_EDC7),
+        ("f16", 0xB406_3F3A_0CBB_EEDA),
+        ("bf16", 0xE037_F2A2_88E3_A0F0),
+    ];
+    assert_eq!(found, expected, "{found:#x?}");
+}
+
+/// What is left of these draws by encoders that compared every weight with every scale, and may not fall.
+#[test]
+fn quality_does_not_fall() {
+    let weights = bell(64, 3072);
+    for (format, before) in [
+        (Format::Q8, 46.658),
+        (Format::Q8h, 47.873),
+        (Format::Q12, 70.822),
+        (Format::Q6, 35.959),
+        (Format::Q4, 23.996),
+        (Format::Q3, 17.945),
+        (Format::Q2, 11.727),
+        (Format::Log8, 41.093),
+    ] {
+        let encoded = encode(format, &Slice::new(&weights, 64, 3072)).unwrap();
+        let db = sqnr_db(&weights, &encoded.matrix().decode());
+        assert!(db >= before - 0.02, "{format}: {db:.3} dB, {before} before");
     }
 }
 
