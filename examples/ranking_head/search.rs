@@ -37,8 +37,8 @@ impl<'w> Draft<'w> {
         let ladders = decoder.values().chunks(1 << decoder.header().format.code_bits()).map(ladder).collect();
         let mut draft = Self { weights, decoder, ladders, scales, codes: vec![0; weights.len()] };
         for (i, weight) in encoded.matrix().decode().into_iter().enumerate() {
-            let (scale, ladder) = draft.scale(i / draft.cols(), i % draft.cols());
-            draft.codes[i] = if scale == 0.0 { 0 } else { nearest(ladder, weight / scale).1 };
+            let (scale, shape) = draft.scale(i / draft.cols(), i % draft.cols());
+            draft.codes[i] = if scale == 0.0 { 0 } else { nearest(&draft.ladders[shape], weight / scale).1 };
         }
         draft
     }
@@ -55,11 +55,11 @@ impl<'w> Draft<'w> {
         (start + format.base_bytes() + col / format.group(), base)
     }
 
-    fn scale(&self, row: usize, col: usize) -> (f32, &Ladder) {
+    /// The scale of a weight, and which table its code indexes.
+    fn scale(&self, row: usize, col: usize) -> (f32, usize) {
         let (at, base) = self.scale_code(row, col);
         let code = self.scales[at];
-        let shape = self.decoder.header().format.shape(code);
-        (base * self.decoder.scales()[usize::from(code)], &self.ladders[shape])
+        (base * self.decoder.scales()[usize::from(code)], self.decoder.header().format.shape(code))
     }
 
     /// Decoded less true weights of a row.
@@ -67,11 +67,8 @@ impl<'w> Draft<'w> {
         let (cols, bits) = (self.cols(), self.decoder.header().format.code_bits());
         let table = self.decoder.values();
         let error = |col: usize| {
-            let (at, base) = self.scale_code(row, col);
-            let scale = base * self.decoder.scales()[usize::from(self.scales[at])];
-            let shape = self.decoder.header().format.shape(self.scales[at]);
-            let entry = table[shape << bits | usize::from(self.codes[row * cols + col])];
-            scale * entry - self.weights[row * cols + col]
+            let ((scale, shape), i) = (self.scale(row, col), row * cols + col);
+            scale * table[(shape << bits) + usize::from(self.codes[i])] - self.weights[i]
         };
         (0..cols).map(error).collect()
     }
@@ -98,8 +95,8 @@ impl<'w> Draft<'w> {
             };
             self.scales[at] = best;
             for i in start..start + n {
-                let (scale, ladder) = self.scale(row, i % cols);
-                self.codes[i] = nearest(ladder, self.weights[i] / scale).1;
+                let (scale, shape) = self.scale(row, i % cols);
+                self.codes[i] = nearest(&self.ladders[shape], self.weights[i] / scale).1;
             }
         }
     }
@@ -113,12 +110,12 @@ impl<'w> Draft<'w> {
             let mut moved = false;
             for col in 0..cols {
                 let (at, curvature) = (row * cols + col, a[col * cols + col]);
-                let (scale, ladder) = self.scale(row, col);
+                let (scale, shape) = self.scale(row, col);
                 if scale == 0.0 || curvature <= 0.0 {
                     continue;
                 }
                 let goal = self.weights[at] + error[col] - slope[col] / curvature;
-                let (entry, code) = nearest(ladder, goal / scale);
+                let (entry, code) = nearest(&self.ladders[shape], goal / scale);
                 if code != self.codes[at] {
                     let change = scale * entry - self.weights[at] - error[col];
                     error[col] += change;
