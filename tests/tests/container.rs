@@ -47,7 +47,12 @@ impl Made {
         self.config.init(&Default::default()).unwrap()
     }
 
-    fn convert_to(&self, name: &str, force: bool, on_step: impl FnMut(Step<'_>)) -> Result<PathBuf, ImportError> {
+    fn convert_to(
+        &self,
+        name: &str,
+        force: bool,
+        on_step: impl FnMut(Step<'_>) + Send,
+    ) -> Result<PathBuf, ImportError> {
         let checkpoint = Checkpoint::open(&self.path("hf"))?;
         let policy = Policy::linear(Format::Q8).with_embeddings(Format::F16);
         let planned = plan(&self.model(), &checkpoint, &policy)?;

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{Checkpoint, ImportError};
 use qins_codec::{Deviation, Encoded, Format, Header, HeaderError, encode, matrix_shape};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -14,6 +15,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::{Mutex, mpsc},
 };
 
 /// Files of a model directory that a container takes over as they are.
@@ -167,6 +169,13 @@ pub(crate) fn constants(header: &Header, deviation: Option<Deviation>) -> CodeCo
     }
 }
 
+/// A tensor about to be written.
+struct Made {
+    /// `None` for one that keeps its bits.
+    encoded: Option<Encoded>,
+    code: Option<CodeConstants>,
+}
+
 /// The first line of the journal: another source, policy or version cannot be resumed.
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Plan {
@@ -217,7 +226,7 @@ impl<'a> Converter<'a> {
 
     /// Writes `<output>.partial`, going on where an earlier run of the same conversion was interrupted, and gives it its
     /// name when it is whole. Killed at any moment, it leaves nothing under the name of the output.
-    pub fn run(self, mut on_step: impl FnMut(Step<'_>)) -> Result<Converted, ImportError> {
+    pub fn run(self, mut on_step: impl FnMut(Step<'_>) + Send) -> Result<Converted, ImportError> {
         let sources = self.hash_sources(&mut on_step)?;
         let mut manifest = Manifest {
             version: CONTAINER_VERSION,
@@ -251,15 +260,29 @@ impl<'a> Converter<'a> {
             on_step(Step::Kept(&name, &info));
             manifest.tensors.insert(name, info);
         }
-        for tensor in &self.tensors[done.len()..] {
-            let info = self.write_tensor(tensor, &mut file, &failed)?;
-            file.sync_data().map_err(&failed)?;
-            let finished = Finished { name: tensor.name.clone(), info };
-            let line = serde_json::to_string(&finished).expect("strings and numbers") + "\n";
-            journal.write_all(line.as_bytes()).and_then(|()| journal.sync_data()).map_err(write_error(&partial))?;
-            on_step(Step::Wrote(&finished.name, &finished.info));
-            manifest.tensors.insert(finished.name, finished.info);
-        }
+        let (converter, remaining) = (&self, &self.tensors[done.len()..]);
+        // A tensor is written while the next is encoded.
+        std::thread::scope(|scope| {
+            let (hand_over, made) = mpsc::sync_channel(0);
+            scope.spawn(move || {
+                for tensor in remaining {
+                    if hand_over.send(converter.make(tensor)).is_err() {
+                        break;
+                    }
+                }
+            });
+            for tensor in remaining {
+                let made = made.recv().expect("one for each tensor")?;
+                let info = self.write(tensor, made, &mut file).map_err(&failed)?;
+                file.sync_data().map_err(&failed)?;
+                let finished = Finished { name: tensor.name.clone(), info };
+                let line = serde_json::to_string(&finished).expect("strings and numbers") + "\n";
+                journal.write_all(line.as_bytes()).and_then(|()| journal.sync_data()).map_err(write_error(&partial))?;
+                on_step(Step::Wrote(&finished.name, &finished.info));
+                manifest.tensors.insert(finished.name, finished.info);
+            }
+            Ok::<(), ImportError>(())
+        })?;
 
         let mut header = header(&self.tensors, &manifest);
         assert!(header.len() <= reserved, "the header fits the room reserved for the longest");
@@ -276,53 +299,42 @@ impl<'a> Converter<'a> {
         Ok(Converted { manifest, bytes })
     }
 
-    fn write_tensor(
-        &self,
-        tensor: &Layout,
-        file: &mut File,
-        failed: &impl Fn(std::io::Error) -> ImportError,
-    ) -> Result<TensorInfo, ImportError> {
-        let name = &tensor.name;
-        let source = self.checkpoint.tensor(name)?;
-        let mut hash = Sha256::new();
-        let mut write = |bytes: &[u8]| {
-            hash.update(bytes);
-            file.write_all(bytes).map_err(failed)
-        };
-        let mut code = None;
-        match tensor.format {
-            Some(format) => {
-                let encoded = encode(format, &source).map_err(|source| ImportError::Encode {
-                    file: self.checkpoint.file_of(name),
-                    tensor: name.clone(),
-                    source,
-                })?;
-                tensor.write_encoded(&encoded, write)?;
-                if !format.is_raw() {
-                    code = Some(constants(encoded.header(), Some(Deviation::of(&encoded.matrix(), &source))));
+    /// Encodes a tensor, or checks one that keeps its bits.
+    fn make(&self, tensor: &Layout) -> Result<Made, ImportError> {
+        let source = self.checkpoint.tensor(&tensor.name)?;
+        let made = match tensor.format {
+            Some(format) => encode(format, &source).map(|encoded| {
+                let measured = (!format.is_raw()).then(|| Deviation::of(&encoded.matrix(), &source));
+                Made {
+                    code: measured.map(|measured| constants(encoded.header(), Some(measured))),
+                    encoded: Some(encoded),
                 }
-            }
-            None => {
-                self.check_finite(name)?;
-                write(source.raw_bytes())?;
-            }
-        }
-        self.checkpoint.forget(name);
-        let sha256 = hexadecimal(hash.finalize());
-        Ok(tensor.info(code, sha256))
-    }
-
-    /// Floats that are kept are checked as those that are encoded.
-    fn check_finite(&self, name: &str) -> Result<(), ImportError> {
-        let tensor = self.checkpoint.tensor(name)?;
-        tensor.require_finite().map_err(|source| ImportError::Encode {
-            file: self.checkpoint.file_of(name),
-            tensor: name.to_owned(),
-            source,
+            }),
+            None => source.require_finite().map(|()| Made { encoded: None, code: None }),
+        };
+        made.map_err(|source| {
+            let (file, tensor) = (self.checkpoint.file_of(&tensor.name), tensor.name.clone());
+            ImportError::Encode { file, tensor, source }
         })
     }
 
-    fn hash_sources(&self, on_step: &mut impl FnMut(Step<'_>)) -> Result<Vec<SourceFile>, ImportError> {
+    fn write(&self, tensor: &Layout, made: Made, file: &mut File) -> std::io::Result<TensorInfo> {
+        let mut hash = Sha256::new();
+        let mut write = |bytes: &[u8]| {
+            hash.update(bytes);
+            file.write_all(bytes)
+        };
+        match &made.encoded {
+            Some(encoded) => tensor.write_encoded(encoded, write)?,
+            None => write(self.checkpoint.tensor(&tensor.name).expect("made before").raw_bytes())?,
+        }
+        self.checkpoint.forget(&tensor.name);
+        Ok(tensor.info(made.code, hexadecimal(hash.finalize())))
+    }
+
+    /// The files of the source, read side by side.
+    fn hash_sources(&self, on_step: &mut (impl FnMut(Step<'_>) + Send)) -> Result<Vec<SourceFile>, ImportError> {
+        let on_step = Mutex::new(on_step);
         let hash = |(path, bytes): (&Path, &[u8])| {
             /// Read at a time.
             const BLOCK: usize = 16 << 20;
@@ -330,12 +342,13 @@ impl<'a> Converter<'a> {
             for block in bytes.chunks(BLOCK) {
                 hash.update(block);
                 self.checkpoint.forget_bytes(path, block);
-                on_step(Step::Hashed(block.len() as u64));
+                (on_step.lock().expect("a step does not panic"))(Step::Hashed(block.len() as u64));
             }
             let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             SourceFile { file, bytes: bytes.len() as u64, sha256: hexadecimal(hash.finalize()) }
         };
-        Ok(self.checkpoint.files().map(hash).collect())
+        let files: Vec<_> = self.checkpoint.files().collect();
+        Ok(files.into_par_iter().map(hash).collect())
     }
 }
 
