@@ -34,6 +34,7 @@ pub mod container;
 mod error;
 mod load;
 mod save;
+mod synthetic;
 
 pub use checkpoint::{Checkpoint, CheckpointTensor};
 pub use choose::{Target, choose};
@@ -41,3 +42,4 @@ pub use container::Container;
 pub use error::ImportError;
 pub use load::{Progress, load, load_container, load_encoded, plan};
 pub use save::save_container;
+pub use synthetic::synthetic;

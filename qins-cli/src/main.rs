@@ -33,6 +33,8 @@ enum Command {
     Measure(commands::measure::Args),
     /// Continue a text, or a sequence of token ids
     Generate(commands::generate::Args),
+    /// Measure tokens a second, against what memory allows
+    Bench(commands::bench::Args),
     /// Talk with a model
     Chat(commands::chat::Args),
     /// Write the logits at every position of a sequence to a safetensors file
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => commands::verify::run(args),
         Command::Measure(args) => commands::measure::run(args),
         Command::Generate(args) => commands::generate::run(args),
+        Command::Bench(args) => commands::bench::run(args),
         Command::Chat(args) => commands::chat::run(args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Tokenize(args) => commands::tokenize::run(args),

@@ -2,11 +2,12 @@
 
 use crate::{policy::PolicyArgs, source::Source};
 use anyhow::{Result, bail};
-use burn::tensor::backend::Backend;
+use burn::{module::Module, tensor::backend::Backend};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use phi35_model::Phi3;
-use qins_import::{Progress, load, load_container, load_encoded};
+use phi35_model::{Config, Phi3};
+use qins_backend::{Qins, weight_bytes};
+use qins_import::{Progress, load, load_container, load_encoded, synthetic};
 use std::time::Instant;
 
 #[cfg(not(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")))]
@@ -17,6 +18,13 @@ compile_error!("qins needs a backend: enable the feature `flex`, `ndarray`, `wgp
 pub struct ModelArgs {
     /// A container, a Hugging Face model directory, or `demo`, the model that is part of the program
     pub model: Source,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// How it is run.
+#[derive(Args)]
+pub struct RunArgs {
     /// What computes
     #[arg(long, value_enum, default_value_t = BackendName::default())]
     backend: BackendName,
@@ -82,32 +90,77 @@ pub trait Run {
     type Output;
 
     /// Runs it on the loaded model.
-    fn run<B: Backend>(self, model: &Phi3<B>, load_s: f64) -> Result<Self::Output>;
+    fn run<B: Backend>(self, model: &Phi3<B>, loaded: Loaded) -> Result<Self::Output>;
+}
+
+/// What loading tells about a model.
+#[derive(Clone, Copy)]
+pub struct Loaded {
+    pub load_s: f64,
+    /// Bytes of the weights that every token reads: all but the embedding's table, unless it is the head, too.
+    pub token_bytes: usize,
 }
 
 impl ModelArgs {
     /// Loads the model and runs `task` on it.
     pub fn run<R: Run>(&self, task: R) -> Result<R::Output> {
+        self.run.run(Weights::Files(&self.model), task)
+    }
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    Files(&'a Source),
+    /// Random ones.
+    Synthetic(&'a Config),
+}
+
+impl RunArgs {
+    /// Loads a model and runs `task` on it.
+    pub fn run<R: Run>(&self, weights: Weights<'_>, task: R) -> Result<R::Output> {
         self.threads.set()?;
         match self.backend {
             #[cfg(feature = "flex")]
-            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(task),
+            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(weights, task),
             #[cfg(feature = "ndarray")]
-            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(task),
+            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(weights, task),
             #[cfg(feature = "wgpu")]
-            BackendName::Wgpu => self.run_on::<burn_wgpu::Wgpu, R>(task),
+            BackendName::Wgpu => self.run_on::<burn_wgpu::Wgpu, R>(weights, task),
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(task),
+            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(weights, task),
         }
     }
 
-    fn run_on<B: Backend, R: Run>(&self, task: R) -> Result<R::Output> {
+    fn run_on<B: Backend, R: Run>(&self, weights: Weights<'_>, task: R) -> Result<R::Output> {
         let start = Instant::now();
-        let config = self.model.config()?;
         let device = Default::default();
-        if let Some(container) = self.model.container()? {
+        let coded = |task: R, model: Phi3<Qins<B>>| {
+            let load_s = start.elapsed().as_secs_f64();
+            let table = model.lm_head.as_ref().map_or(0, |_| weight_bytes(&model.model.embed_tokens));
+            let loaded = Loaded { load_s, token_bytes: weight_bytes(&model) - table };
+            task.run(&model, loaded)
+        };
+        let float = |task: R, model: Phi3<B>| {
+            let load_s = start.elapsed().as_secs_f64();
+            let table = model.lm_head.as_ref().map_or(0, |_| model.model.embed_tokens.num_params());
+            let loaded = Loaded { load_s, token_bytes: (model.num_params() - table) * size_of::<f32>() };
+            task.run(&model, loaded)
+        };
+        let source = match weights {
+            Weights::Files(source) => source,
+            Weights::Synthetic(config) => {
+                let policy = self.policy.policy(None, config, None)?;
+                return match policy.is_float() {
+                    true => float(task, config.init(&device)?),
+                    false => coded(task, synthetic(config.init(&device)?, &policy)),
+                };
+            }
+        };
+        let config = source.config()?;
+        if let Some(container) = source.container()? {
             if self.policy.is_given() {
-                bail!("{}: a container is encoded already: leave --format and its like out", self.model);
+                bail!("{source}: a container is encoded already: leave --format and its like out");
             }
             let container = match self.depth {
                 Some(depth) => container.at_depth(depth)?,
@@ -117,23 +170,23 @@ impl ModelArgs {
             let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
             let model = load_container::<B, _>(config.init(&device)?, &container, on_progress)?;
             bar.finish_and_clear();
-            return task.run(&model, start.elapsed().as_secs_f64());
+            return coded(task, model);
         }
         if self.depth.is_some() {
-            bail!("{}: expected a container for --depth, found float weights", self.model);
+            bail!("{source}: expected a container for --depth, found float weights");
         }
-        let checkpoint = self.model.checkpoint()?;
-        let policy = self.policy.policy(None, &config, &checkpoint)?;
+        let checkpoint = source.checkpoint()?;
+        let policy = self.policy.policy(None, &config, Some(&checkpoint))?;
         let bar = progress_bar(checkpoint.bytes());
         let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
         if policy.is_float() {
-            let model: Phi3<B> = load(config.init(&device)?, &checkpoint, on_progress)?;
+            let model = load(config.init(&device)?, &checkpoint, on_progress)?;
             bar.finish_and_clear();
-            return task.run(&model, start.elapsed().as_secs_f64());
+            return float(task, model);
         }
-        let model = load_encoded::<B, _>(config.init(&device)?, &checkpoint, &policy, on_progress)?;
+        let model = load_encoded(config.init(&device)?, &checkpoint, &policy, on_progress)?;
         bar.finish_and_clear();
-        task.run(&model, start.elapsed().as_secs_f64())
+        coded(task, model)
     }
 }
 

@@ -92,8 +92,9 @@ impl PolicyArgs {
             || max_loss.is_some()
     }
 
-    /// The policy for a checkpoint; `default` is the format of linear weights where none is given, `None` for floats.
-    pub fn policy(&self, default: Option<Format>, config: &Config, checkpoint: &Checkpoint) -> Result<Policy> {
+    /// The policy for a checkpoint, or for no weights in particular; `default` is the format of linear weights where none is
+    /// given, `None` for floats.
+    pub fn policy(&self, default: Option<Format>, config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Policy> {
         let mut rules = match &self.policy {
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
@@ -104,6 +105,7 @@ impl PolicyArgs {
         rules = self.set.iter().cloned().fold(rules, Policy::and);
         let target = self.budget.map(Target::Bits).or(self.max_loss.map(Target::Sqnr));
         if let Some(target) = target {
+            let checkpoint = checkpoint.context("expected a model's weights to choose formats by")?;
             let bar = progress_bar(checkpoint.bytes());
             bar.set_prefix("choosing");
             let module = config.init::<AnyBackend>(&Default::default())?;
@@ -119,7 +121,7 @@ impl PolicyArgs {
             None => default.or(self.preset.map(|_| Format::Q8)),
         };
         let Some(format) = format else { return Ok(rules) };
-        let half = checkpoint.half_format();
+        let half = checkpoint.map_or(Format::Bf16, Checkpoint::half_format);
         let base = match self.preset {
             Some(Preset::Memory) => Policy::linear(format).with_embeddings(format),
             Some(Preset::Compute) => format!("**.mlp={format}+cached").parse::<Policy>()?.with_embeddings(half),

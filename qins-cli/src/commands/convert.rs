@@ -66,7 +66,7 @@ pub fn run(args: Args) -> Result<()> {
     let source = Source::Directory(args.model.clone());
     let config = source.config()?;
     let checkpoint = source.checkpoint()?;
-    let policy = args.policy.policy(Some(Format::Q8), &config, &checkpoint)?;
+    let policy = args.policy.policy(Some(Format::Q8), &config, Some(&checkpoint))?;
     let planned = plan(&config.init::<AnyBackend>(&Default::default())?, &checkpoint, &policy)?;
     let converter = Converter::new(&args.model, &checkpoint, &args.output, planned, policy.to_string(), args.force)?;
 

@@ -1,6 +1,6 @@
 use crate::{
     ids,
-    model::{ModelArgs, Run},
+    model::{Loaded, ModelArgs, Run},
     output,
     sampling::{self, SamplingArgs},
 };
@@ -103,7 +103,7 @@ struct Task<'t> {
 impl Run for Task<'_> {
     type Output = ();
 
-    fn run<B: Backend>(mut self, model: &Phi3<B>, load_s: f64) -> Result<()> {
+    fn run<B: Backend>(mut self, model: &Phi3<B>, loaded: Loaded) -> Result<()> {
         let start = Instant::now();
         let mut tokens = generate(model, &self.prompt_ids, self.options.clone())?;
         let mut ids = Vec::new();
@@ -137,7 +137,7 @@ impl Run for Task<'_> {
         let total_s = start.elapsed().as_secs_f64();
         let prompt_s = prompt_s.unwrap_or(total_s);
         let timings = Timings {
-            load_s,
+            load_s: loaded.load_s,
             prompt_s,
             prompt_tokens: self.prompt_ids.len(),
             generate_s: total_s - prompt_s,

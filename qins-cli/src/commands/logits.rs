@@ -1,6 +1,6 @@
 use crate::{
     ids,
-    model::{ModelArgs, Run},
+    model::{Loaded, ModelArgs, Run},
     output,
 };
 use anyhow::{Result, bail};
@@ -84,11 +84,11 @@ struct Logits {
 impl Run for Task {
     type Output = Logits;
 
-    fn run<B: Backend>(self, model: &Phi3<B>, load_s: f64) -> Result<Logits> {
+    fn run<B: Backend>(self, model: &Phi3<B>, loaded: Loaded) -> Result<Logits> {
         let start = Instant::now();
         let logits = model.sequence_logits(&self.ids)?;
         let shape = logits.dims();
         let values = logits.into_data().convert::<f32>().into_vec().expect("just converted to f32");
-        Ok(Logits { values, shape, load_s, run_s: start.elapsed().as_secs_f64() })
+        Ok(Logits { values, shape, load_s: loaded.load_s, run_s: start.elapsed().as_secs_f64() })
     }
 }

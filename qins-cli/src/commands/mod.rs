@@ -1,5 +1,6 @@
 //! One file a command: its arguments, its work, its JSON.
 
+pub mod bench;
 pub mod chat;
 pub mod convert;
 pub mod export;

@@ -3,7 +3,7 @@
 mod input;
 
 use crate::{
-    model::{ModelArgs, Run},
+    model::{Loaded, ModelArgs, Run},
     output,
     sampling::{self, SamplingArgs},
 };
@@ -144,8 +144,8 @@ fn interrupted() -> bool {
 impl Run for Chat<'_> {
     type Output = ();
 
-    fn run<B: Backend>(mut self, model: &Phi3<B>, load_s: f64) -> Result<()> {
-        self.load_s = load_s;
+    fn run<B: Backend>(mut self, model: &Phi3<B>, loaded: Loaded) -> Result<()> {
+        self.load_s = loaded.load_s;
         handle_interrupts()?;
         let mut input = Input::new()?;
         if input.is_terminal() {

@@ -13,7 +13,7 @@ pub struct Line {
 }
 
 const WIDTH: f64 = 960.0;
-const HEIGHT: f64 = 600.0;
+const HEIGHT: f64 = 620.0;
 /// Left, top, right and bottom of the area of the axes.
 const AREA: [f64; 4] = [64.0, 52.0, 760.0, 540.0];
 
@@ -58,7 +58,7 @@ pub fn svg(subject: &str, tensors: usize, lines: &[Line]) -> String {
     draw(format_args!("<text x=\"{right}\" y=\"{}\" text-anchor=\"end\">bits a weight</text>", bottom + 40.0));
     draw(format_args!(
         "<text x=\"{left}\" y=\"{}\">signal to noise, dB: dot of all weights, line from the worst tensor to the best; dashed: 6.02 dB a bit</text>",
-        bottom + 40.0
+        bottom + 64.0
     ));
     let end = most_bits.min(most_db / DB_PER_BIT);
     draw(format_args!(
