@@ -1,0 +1,249 @@
+//! Products of a few inputs with encoded weights: codes are read once, decoded in registers and multiplied there.
+//!
+//! This file has what all formats and instruction sets share: which weights are decoded together ([`Block`]), how inputs
+//! lie in memory ([`Inputs`]), and the loop over rows. How a block is decoded stands in a file for each instruction set.
+//! A level without a kernel for a format has none here, and `matmul.rs` decodes whole rows.
+
+use crate::{
+    Header, Matrix,
+    dispatch::{Kernel, Level},
+};
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+/// Inputs that are multiplied in one pass over the codes.
+pub(crate) const MOST_INPUTS: usize = 8;
+
+/// Rows whose sums are kept while a [piece](PIECE) of the inputs is multiplied.
+pub(crate) const ROWS: usize = 8;
+
+/// Bytes of inputs that stay in the first-level cache while [`ROWS`] rows use them.
+const PIECE: usize = 16 << 10;
+
+/// Vectors that a block of weights is decoded to.
+const VECTORS: usize = 4;
+
+/// A matrix with inputs, ready to be multiplied.
+pub(crate) trait Products: Sync {
+    /// Products of the rows `first` and up: for each row, one with every input.
+    fn of_rows(&self, first: usize, out: &mut [f32]);
+}
+
+/// The kernel of a level for the format of a matrix, and at most [`MOST_INPUTS`] inputs.
+pub(crate) fn prepare<'a>(level: Level, matrix: Matrix<'a>, x: &[f32], m: usize) -> Option<Box<dyn Products + 'a>> {
+    debug_assert!(level.is_supported());
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::Avx512 => avx2::prepare(matrix, x, m),
+        _ => None,
+    }
+}
+
+/// Lanes of f32.
+///
+/// # Safety
+/// All functions need the instructions of the implementing type.
+trait Vector: Copy + Sync {
+    const LANES: usize;
+    unsafe fn zero() -> Self;
+    /// Reads [`LANES`](Self::LANES) values.
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    /// `self * b + c`, rounded once.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// The sum of all lanes, in an order that does not depend on them.
+    unsafe fn sum(self) -> f32;
+    /// Asks for a cache line; any address will do.
+    unsafe fn prefetch(at: *const u8);
+}
+
+/// How the codes of some neighbouring weights are decoded on an instruction set.
+trait Block: Sync {
+    type V: Vector;
+    /// One that has the instructions.
+    const LEVEL: Level;
+    /// Weights in a block: whole groups.
+    const COLS: usize = VECTORS * Self::V::LANES;
+    /// Bytes of their codes.
+    const CODE_BYTES: usize;
+    /// Their scale codes.
+    const SCALES: usize;
+    /// Whether weights are still to be multiplied by a scale.
+    const SCALED: bool;
+
+    /// The column of the block whose weight is in a lane, counted through all vectors.
+    fn column(lane: usize) -> usize;
+
+    /// Weights in units of their scales, and the scales by lanes, the same in all vectors.
+    ///
+    /// # Safety
+    /// The processor has the instructions of [`LEVEL`](Self::LEVEL), and from the addresses
+    /// [`CODE_BYTES`](Self::CODE_BYTES) and [`SCALES`](Self::SCALES) bytes can be read.
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([Self::V; VECTORS], Self::V);
+}
+
+/// Inputs in the order in which blocks are decoded: for each block of columns, `M` inputs; zeros after the last column
+/// and the last input.
+struct Inputs<const M: usize>(Vec<CacheLine>);
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct CacheLine([f32; 16]);
+
+impl<const M: usize> Inputs<M> {
+    fn new<B: Block>(x: &[f32], m: usize) -> Self {
+        let cols = x.len() / m;
+        let blocks = cols.div_ceil(B::COLS);
+        let mut lines = vec![CacheLine([0.0; 16]); (blocks * M * B::COLS).div_ceil(16)];
+        let lanes = lines.iter_mut().flat_map(|line| &mut line.0);
+        for (at, lane) in lanes.enumerate() {
+            let (block, input, col) = (at / B::COLS / M, at / B::COLS % M, B::column(at % B::COLS));
+            let col = block * B::COLS + col;
+            if input < m && col < cols {
+                *lane = x[input * cols + col];
+            }
+        }
+        Self(lines)
+    }
+
+    fn block<B: Block>(&self, block: usize) -> *const f32 {
+        self.0[block * M * B::COLS / 16..].as_ptr().cast()
+    }
+}
+
+struct Fused<'a, B, const M: usize> {
+    block: B,
+    matrix: Matrix<'a>,
+    inputs: Inputs<M>,
+    /// Of the `M` inputs.
+    m: usize,
+}
+
+/// A kernel of a block, for the least power of two of inputs that covers `m`.
+fn fused<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: &[f32], m: usize) -> Box<dyn Products + 'a> {
+    fn of<'a, B: Block + 'a, const M: usize>(
+        block: B,
+        matrix: Matrix<'a>,
+        x: &[f32],
+        m: usize,
+    ) -> Box<dyn Products + 'a> {
+        Box::new(Fused::<B, M> { block, matrix, inputs: Inputs::new::<B>(x, m), m })
+    }
+    match m {
+        1 => of::<B, 1>(block, matrix, x, m),
+        2 => of::<B, 2>(block, matrix, x, m),
+        3..=4 => of::<B, 4>(block, matrix, x, m),
+        5..=MOST_INPUTS => of::<B, MOST_INPUTS>(block, matrix, x, m),
+        _ => unreachable!("{m} inputs in one pass"),
+    }
+}
+
+impl<B: Block, const M: usize> Products for Fused<'_, B, M> {
+    fn of_rows(&self, first: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_mut(ROWS * self.m).enumerate() {
+            let first = first + i * ROWS;
+            B::LEVEL.run(FewRows { fused: self, first, out });
+        }
+    }
+}
+
+/// At most [`ROWS`] rows.
+struct FewRows<'a, B, const M: usize> {
+    fused: &'a Fused<'a, B, M>,
+    first: usize,
+    out: &'a mut [f32],
+}
+
+impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Fused { block, matrix, inputs, m } = self.fused;
+        let Header { format, cols, .. } = *matrix.header();
+        let rows = self.out.len() / m;
+        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let codes = &matrix.codes()[self.first * code_bytes..][..rows * code_bytes];
+        let scales = &matrix.scales()[self.first * scale_bytes..][..rows * scale_bytes];
+        let whole = cols / B::COLS;
+        let piece = (PIECE / (M * B::COLS * size_of::<f32>())).max(1);
+
+        // SAFETY: `Level::run` has found the instructions of `B::LEVEL`, here and below.
+        let mut sums = [[unsafe { B::V::zero() }; M]; ROWS];
+        let mut start = 0;
+        while start < whole {
+            let count = piece.min(whole - start);
+            for (row, sums) in sums[..rows].iter_mut().enumerate() {
+                let codes = &codes[row * code_bytes + start * B::CODE_BYTES..][..count * B::CODE_BYTES];
+                let scales = &scales[row * scale_bytes + format.base_bytes() + start * B::SCALES..];
+                let scales = &scales[..count * B::SCALES];
+                // SAFETY: the slices hold `count` blocks; the inputs have as many as cover all columns.
+                unsafe { add_blocks(block, codes, scales, inputs.block::<B>(start), count, code_bytes, sums) };
+            }
+            start += count;
+        }
+        if !cols.is_multiple_of(B::COLS) {
+            for (row, sums) in sums[..rows].iter_mut().enumerate() {
+                let codes = &codes[row * code_bytes..][..code_bytes][whole * B::CODE_BYTES..];
+                let scales = &scales[row * scale_bytes..][..scale_bytes];
+                let scales = &scales[format.base_bytes() + whole * B::SCALES..];
+                let (mut last_codes, mut last_scales) = ([0; MOST_BYTES], [0; MOST_SCALES]);
+                let (last_codes, last_scales) = (&mut last_codes[..B::CODE_BYTES], &mut last_scales[..B::SCALES]);
+                last_codes.iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
+                last_scales.iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
+                // SAFETY: the arrays hold one block; the inputs have as many as cover all columns.
+                unsafe { add_blocks(block, last_codes, last_scales, inputs.block::<B>(whole), 1, 0, sums) };
+            }
+        }
+        for (row, (out, sums)) in self.out.chunks_exact_mut(*m).zip(&sums).enumerate() {
+            let base = matrix.base(self.first + row);
+            for (out, sums) in out.iter_mut().zip(sums) {
+                // SAFETY: as above.
+                *out = unsafe { sums.sum() } * base;
+            }
+        }
+    }
+}
+
+/// No block has more bytes of codes.
+const MOST_BYTES: usize = 128;
+/// No block has more scale codes.
+const MOST_SCALES: usize = 4;
+
+/// Adds the products of `count` blocks of a row with `M` inputs each; what lies `ahead` of the codes is asked for.
+///
+/// # Safety
+/// The processor has the instructions of `B::LEVEL`; there are `count` blocks of codes and of scale codes, and at `x` as
+/// many of `M * B::COLS` inputs.
+#[inline(always)]
+unsafe fn add_blocks<B: Block, const M: usize>(
+    block: &B,
+    codes: &[u8],
+    scales: &[u8],
+    x: *const f32,
+    count: usize,
+    ahead: usize,
+    sums: &mut [B::V; M],
+) {
+    let (codes, scales) = (codes.as_ptr(), scales.as_ptr());
+    let mut of_row = *sums;
+    for i in 0..count {
+        // SAFETY: block `i` of `count`, as the caller promises.
+        unsafe {
+            let codes = codes.add(i * B::CODE_BYTES);
+            B::V::prefetch(codes.wrapping_add(ahead));
+            let (weights, scale) = block.decode(codes, scales.add(i * B::SCALES));
+            for (input, sum) in of_row.iter_mut().enumerate() {
+                let x = x.add((i * M + input) * B::COLS);
+                let mut of_block = weights[0].mul(B::V::load(x));
+                for (j, weights) in weights.iter().enumerate().skip(1) {
+                    of_block = weights.mul_add(B::V::load(x.add(j * B::V::LANES)), of_block);
+                }
+                *sum = if B::SCALED { of_block.mul_add(scale, *sum) } else { of_block.add(*sum) };
+            }
+        }
+    }
+    *sums = of_row;
+}
