@@ -108,7 +108,11 @@ fn main() {
             let (bandwidth, float) = pool.install(|| (read_bandwidth(), float_product(rows, cols)));
             limits.push((bandwidth, float));
             let float_rate = (4 * rows * cols) as f64 / float / 1e9;
-            println!("{threads} threads read {:.1} GB/s; f32 {:.2} ms, {float_rate:.1} GB/s", bandwidth / 1e9, float * 1e3);
+            println!(
+                "{threads} threads read {:.1} GB/s; f32 {:.2} ms, {float_rate:.1} GB/s",
+                bandwidth / 1e9,
+                float * 1e3
+            );
         }
         println!(
             "{:8}{:>3}{:>9}{:>9}{:>8}{:>8}{:>10}{:>9}{:>11}",
@@ -120,7 +124,8 @@ fn main() {
             let bytes = encoded.codes().len() + encoded.scales().len();
             let matrices = copies(encoded, STREAMED.div_ceil(bytes));
             // A quarter of the rows, to fit a cache.
-            let part = encode(format, &Slice::new(&weights[..rows / 64 * cols], rows / 64, cols)).expect("finite weights");
+            let part =
+                encode(format, &Slice::new(&weights[..rows / 64 * cols], rows / 64, cols)).expect("finite weights");
             for m in INPUTS {
                 for ((threads, pool), &(bandwidth, float)) in pools.iter().zip(&limits) {
                     let seconds = pool.install(|| product(&matrices, level, PASSES, m));
@@ -136,9 +141,7 @@ fn main() {
                         float / seconds,
                     );
                     if m == 1 && *threads == 1 {
-                        let cached = pool.install(|| {
-                            product(&[part.clone()], level, 2000, 1)
-                        });
+                        let cached = pool.install(|| product(&[part.clone()], level, 2000, 1));
                         print!("{:11.3}", cached * 64e3);
                     }
                     println!();
