@@ -1,9 +1,12 @@
 //! Matrix products on encoded weights that never build the float matrix.
 //!
-//! Few inputs are multiplied by the kernels of `kernels`, which keep decoded weights in registers. Otherwise one row is
-//! decoded at a time into a buffer that stays in the first-level cache, and is used for every input before the next.
+//! The kernels of `kernels` keep decoded weights in registers. Where there is none, one row is decoded at a time into a
+//! buffer that stays in the first-level cache, and is used for every input before the next.
 
-use crate::{Level, Matrix, kernels};
+use crate::{
+    Level, Matrix,
+    kernels::{self, Products},
+};
 use rayon::prelude::*;
 
 /// Bytes of codes that one task reads at least: enough work to pay for the task, enough tasks to share.
@@ -36,9 +39,7 @@ impl Matrix<'_> {
         if m == 0 || rows == 0 || cols == 0 {
             return vec![0.0; rows * m];
         }
-        if m <= kernels::MOST_INPUTS
-            && let Some(products) = kernels::prepare(level, *self, x, m)
-        {
+        if let Some(products) = Products::new(level, *self, x, m) {
             return self.by_rows(m, |first, out| products.of_rows(first, out));
         }
         let decode = |first: usize, out: &mut [f32]| {

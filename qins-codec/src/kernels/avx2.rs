@@ -3,35 +3,35 @@
 //! Values that bf16 holds are looked up as two planes of bytes, the upper and the lower halves of a bf16, and joined: the
 //! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
 
-use super::{Block, Products, VECTORS, Vector, fused};
+use super::{Block, Pass, VECTORS, Vector, pass};
 use crate::{Format, Matrix, dispatch::Level, shaped};
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, slice::ChunksExact};
 
-pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: &[f32], m: usize) -> Option<Box<dyn Products + 'a>> {
+pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
     let decoder = matrix.decoder();
     let scales = decoder.scales();
     Some(match matrix.header().format {
         Format::Q8 | Format::Log8 | Format::Fpins1 => {
             let values = &decoder.values();
             match SignMagnitude::<32, 2>::new(values, scales) {
-                Some(block) => fused(block, matrix, x, m),
-                None => fused(SignMagnitude::<32, 6>::new(values, scales)?, matrix, x, m),
+                Some(block) => pass(block, matrix, x),
+                None => pass(SignMagnitude::<32, 6>::new(values, scales)?, matrix, x),
             }
         }
         Format::Q8h => {
             let values = &decoder.values();
             match SignMagnitude::<16, 2>::new(values, scales) {
-                Some(block) => fused(block, matrix, x, m),
-                None => fused(SignMagnitude::<16, 6>::new(values, scales)?, matrix, x, m),
+                Some(block) => pass(block, matrix, x),
+                None => pass(SignMagnitude::<16, 6>::new(values, scales)?, matrix, x),
             }
         }
-        Format::Q12 => fused(SignMagnitude12 { values: decoder.values().into_owned(), scales }, matrix, x, m),
-        Format::Q6 => fused(Shaped64 { entries: entries(Format::Q6), scales }, matrix, x, m),
-        Format::Q4 => fused(Shaped16 { planes: planes(&decoder.values()), scales }, matrix, x, m),
-        Format::Q3 => fused(Shaped8 { tables: tables(&decoder.values()), scales }, matrix, x, m),
-        Format::Q2 => fused(Shaped4 { tables: tables(&decoder.values()), scales }, matrix, x, m),
-        Format::F16 => fused(Half, matrix, x, m),
-        Format::Bf16 => fused(Brain, matrix, x, m),
+        Format::Q12 => pass(SignMagnitude12 { values: decoder.values().into_owned(), scales }, matrix, x),
+        Format::Q6 => pass(Shaped64 { entries: entries(Format::Q6), scales }, matrix, x),
+        Format::Q4 => pass(Shaped16 { planes: planes(&decoder.values()), scales }, matrix, x),
+        Format::Q3 => pass(Shaped8 { tables: tables(&decoder.values()), scales }, matrix, x),
+        Format::Q2 => pass(Shaped4 { tables: tables(&decoder.values()), scales }, matrix, x),
+        Format::F16 => pass(Half, matrix, x),
+        Format::Bf16 => pass(Brain, matrix, x),
         Format::Fpins2 | Format::Fpins3 => return None,
     })
 }

@@ -8,12 +8,10 @@ use crate::{
     Header, Matrix,
     dispatch::{Kernel, Level},
 };
+use std::slice::ChunksExact;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-
-/// Inputs that are multiplied in one pass over the codes.
-pub(crate) const MOST_INPUTS: usize = 8;
 
 /// Rows whose sums are kept while a [piece](PIECE) of the inputs is multiplied.
 pub(crate) const ROWS: usize = 8;
@@ -24,20 +22,46 @@ const PIECE: usize = 16 << 10;
 /// Vectors that a block of weights is decoded to.
 const VECTORS: usize = 4;
 
-/// A matrix with inputs, ready to be multiplied.
-pub(crate) trait Products: Sync {
-    /// Products of the rows `first` and up: for each row, one with every input.
-    fn of_rows(&self, first: usize, out: &mut [f32]);
+/// Inputs that are multiplied in one pass over the codes: as many sums as registers hold.
+const MOST_INPUTS: usize = 8;
+
+/// A matrix and its inputs, ready to be multiplied.
+pub(crate) struct Products<'a> {
+    passes: Vec<Box<dyn Pass + 'a>>,
+    m: usize,
 }
 
-/// The kernel of a level for the format of a matrix, and at most [`MOST_INPUTS`] inputs.
-pub(crate) fn prepare<'a>(level: Level, matrix: Matrix<'a>, x: &[f32], m: usize) -> Option<Box<dyn Products + 'a>> {
-    debug_assert!(level.is_supported());
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => avx2::prepare(matrix, x, m),
-        _ => None,
+impl<'a> Products<'a> {
+    /// `None` if the level has no kernel for the format. There are `m` inputs and not none.
+    pub(crate) fn new(level: Level, matrix: Matrix<'a>, x: &[f32], m: usize) -> Option<Self> {
+        debug_assert!(level.is_supported());
+        let cols = matrix.header().cols;
+        let pass = |x: &[f32]| {
+            let inputs = x.chunks_exact(cols);
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 | Level::Avx512 => avx2::prepare(matrix, inputs),
+                _ => None,
+            }
+        };
+        let passes = x.chunks(MOST_INPUTS * cols).map(pass).collect::<Option<_>>()?;
+        Some(Self { passes, m })
     }
+
+    /// The products of the rows `first` and up, `[rows, m]`.
+    pub(crate) fn of_rows(&self, first: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_mut(ROWS * self.m).enumerate() {
+            for (pass, input) in self.passes.iter().zip((0..).step_by(MOST_INPUTS)) {
+                pass.of_rows(first + i * ROWS, &mut out[input..], self.m);
+            }
+        }
+    }
+}
+
+/// At most [`MOST_INPUTS`] inputs.
+trait Pass: Sync {
+    /// Their products with at most [`ROWS`] rows, those of one row `stride` after those of the one before.
+    fn of_rows(&self, first: usize, out: &mut [f32], stride: usize);
 }
 
 /// Lanes of f32.
@@ -93,67 +117,66 @@ struct Inputs<const M: usize>(Vec<CacheLine>);
 struct CacheLine([f32; 16]);
 
 impl<const M: usize> Inputs<M> {
-    fn new<B: Block>(x: &[f32], m: usize) -> Self {
-        let cols = x.len() / m;
+    fn new<B: Block>(x: ChunksExact<'_, f32>, cols: usize) -> Self {
+        const LINE: usize = size_of::<CacheLine>() / size_of::<f32>();
         let blocks = cols.div_ceil(B::COLS);
-        let mut lines = vec![CacheLine([0.0; 16]); (blocks * M * B::COLS).div_ceil(16)];
-        let lanes = lines.iter_mut().flat_map(|line| &mut line.0);
-        for (at, lane) in lanes.enumerate() {
-            let (block, input, col) = (at / B::COLS / M, at / B::COLS % M, B::column(at % B::COLS));
-            let col = block * B::COLS + col;
-            if input < m && col < cols {
-                *lane = x[input * cols + col];
+        let mut lines = vec![CacheLine([0.0; LINE]); blocks * M * B::COLS / LINE];
+        let columns: Vec<usize> = (0..B::COLS).map(B::column).collect();
+        for (input, x) in x.enumerate() {
+            for (block, x) in x.chunks(B::COLS).enumerate() {
+                let lines = &mut lines[(block * M + input) * B::COLS / LINE..][..B::COLS / LINE];
+                for (lane, &column) in lines.iter_mut().flat_map(|line| &mut line.0).zip(&columns) {
+                    *lane = x.get(column).copied().unwrap_or(0.0);
+                }
             }
         }
         Self(lines)
     }
 
     fn block<B: Block>(&self, block: usize) -> *const f32 {
-        self.0[block * M * B::COLS / 16..].as_ptr().cast()
+        const LINE: usize = size_of::<CacheLine>() / size_of::<f32>();
+        self.0[block * M * B::COLS / LINE..].as_ptr().cast()
     }
 }
 
+/// A block's way of decoding, a matrix and some inputs, of which there are `M` or fewer.
 struct Fused<'a, B, const M: usize> {
     block: B,
     matrix: Matrix<'a>,
     inputs: Inputs<M>,
-    /// Of the `M` inputs.
-    m: usize,
+    count: usize,
 }
 
-/// A kernel of a block, for the least power of two of inputs that covers `m`.
-fn fused<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: &[f32], m: usize) -> Box<dyn Products + 'a> {
+/// A pass for the least power of two that covers the inputs.
+fn pass<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Box<dyn Pass + 'a> {
     fn of<'a, B: Block + 'a, const M: usize>(
         block: B,
         matrix: Matrix<'a>,
-        x: &[f32],
-        m: usize,
-    ) -> Box<dyn Products + 'a> {
-        Box::new(Fused::<B, M> { block, matrix, inputs: Inputs::new::<B>(x, m), m })
+        x: ChunksExact<'_, f32>,
+    ) -> Box<dyn Pass + 'a> {
+        let (count, cols) = (x.len(), matrix.header().cols);
+        Box::new(Fused::<B, M> { block, matrix, inputs: Inputs::new::<B>(x, cols), count })
     }
-    match m {
-        1 => of::<B, 1>(block, matrix, x, m),
-        2 => of::<B, 2>(block, matrix, x, m),
-        3..=4 => of::<B, 4>(block, matrix, x, m),
-        5..=MOST_INPUTS => of::<B, MOST_INPUTS>(block, matrix, x, m),
-        _ => unreachable!("{m} inputs in one pass"),
-    }
-}
-
-impl<B: Block, const M: usize> Products for Fused<'_, B, M> {
-    fn of_rows(&self, first: usize, out: &mut [f32]) {
-        for (i, out) in out.chunks_mut(ROWS * self.m).enumerate() {
-            let first = first + i * ROWS;
-            B::LEVEL.run(FewRows { fused: self, first, out });
-        }
+    match x.len() {
+        1 => of::<B, 1>(block, matrix, x),
+        2 => of::<B, 2>(block, matrix, x),
+        3..=4 => of::<B, 4>(block, matrix, x),
+        5..=MOST_INPUTS => of::<B, MOST_INPUTS>(block, matrix, x),
+        count => unreachable!("{count} inputs in one pass"),
     }
 }
 
-/// At most [`ROWS`] rows.
+impl<B: Block, const M: usize> Pass for Fused<'_, B, M> {
+    fn of_rows(&self, first: usize, out: &mut [f32], stride: usize) {
+        B::LEVEL.run(FewRows { fused: self, first, out, stride });
+    }
+}
+
 struct FewRows<'a, B, const M: usize> {
     fused: &'a Fused<'a, B, M>,
     first: usize,
     out: &'a mut [f32],
+    stride: usize,
 }
 
 impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
@@ -161,9 +184,9 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
 
     #[inline(always)]
     fn run(self) {
-        let Fused { block, matrix, inputs, m } = self.fused;
+        let Fused { block, matrix, inputs, count } = self.fused;
         let Header { format, cols, .. } = *matrix.header();
-        let rows = self.out.len() / m;
+        let rows = self.out.len().div_ceil(self.stride);
         let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
         let codes = &matrix.codes()[self.first * code_bytes..][..rows * code_bytes];
         let scales = &matrix.scales()[self.first * scale_bytes..][..rows * scale_bytes];
@@ -174,15 +197,15 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
         let mut sums = [[unsafe { B::V::zero() }; M]; ROWS];
         let mut start = 0;
         while start < whole {
-            let count = piece.min(whole - start);
+            let blocks = piece.min(whole - start);
             for (row, sums) in sums[..rows].iter_mut().enumerate() {
-                let codes = &codes[row * code_bytes + start * B::CODE_BYTES..][..count * B::CODE_BYTES];
+                let codes = &codes[row * code_bytes + start * B::CODE_BYTES..][..blocks * B::CODE_BYTES];
                 let scales = &scales[row * scale_bytes + format.base_bytes() + start * B::SCALES..];
-                let scales = &scales[..count * B::SCALES];
-                // SAFETY: the slices hold `count` blocks; the inputs have as many as cover all columns.
-                unsafe { add_blocks(block, codes, scales, inputs.block::<B>(start), count, code_bytes, sums) };
+                let scales = &scales[..blocks * B::SCALES];
+                // SAFETY: the slices hold `blocks`; the inputs have as many as cover all columns.
+                unsafe { add_blocks(block, codes, scales, inputs.block::<B>(start), blocks, code_bytes, sums) };
             }
-            start += count;
+            start += blocks;
         }
         if !cols.is_multiple_of(B::COLS) {
             for (row, sums) in sums[..rows].iter_mut().enumerate() {
@@ -197,9 +220,9 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
                 unsafe { add_blocks(block, last_codes, last_scales, inputs.block::<B>(whole), 1, 0, sums) };
             }
         }
-        for (row, (out, sums)) in self.out.chunks_exact_mut(*m).zip(&sums).enumerate() {
+        for (row, (out, sums)) in self.out.chunks_mut(self.stride).zip(&sums).enumerate() {
             let base = matrix.base(self.first + row);
-            for (out, sums) in out.iter_mut().zip(sums) {
+            for (out, sums) in out[..*count].iter_mut().zip(sums) {
                 // SAFETY: as above.
                 *out = unsafe { sums.sum() } * base;
             }
@@ -229,21 +252,72 @@ unsafe fn add_blocks<B: Block, const M: usize>(
 ) {
     let (codes, scales) = (codes.as_ptr(), scales.as_ptr());
     let mut of_row = *sums;
-    for i in 0..count {
+    let mut i = 0;
+    if M == 1 {
+        // As many as share a cache line.
+        while i + PAIR <= count {
+            // SAFETY: blocks of `count`, as the caller promises.
+            unsafe {
+                B::V::prefetch(codes.wrapping_add(i * B::CODE_BYTES + ahead));
+                for i in i..i + PAIR {
+                    let (codes, scales) = (codes.add(i * B::CODE_BYTES), scales.add(i * B::SCALES));
+                    add_block(block, codes, scales, x.add(i * M * B::COLS), &mut of_row);
+                }
+            }
+            i += PAIR;
+        }
+    }
+    while i < count {
         // SAFETY: block `i` of `count`, as the caller promises.
         unsafe {
-            let codes = codes.add(i * B::CODE_BYTES);
-            B::V::prefetch(codes.wrapping_add(ahead));
-            let (weights, scale) = block.decode(codes, scales.add(i * B::SCALES));
-            for (input, sum) in of_row.iter_mut().enumerate() {
-                let x = x.add((i * M + input) * B::COLS);
-                let mut of_block = weights[0].mul(B::V::load(x));
+            B::V::prefetch(codes.wrapping_add(i * B::CODE_BYTES + ahead));
+            let (codes, scales) = (codes.add(i * B::CODE_BYTES), scales.add(i * B::SCALES));
+            add_block(block, codes, scales, x.add(i * M * B::COLS), &mut of_row);
+        }
+        i += 1;
+    }
+    *sums = of_row;
+}
+
+/// Blocks that one round of the loop over blocks decodes.
+const PAIR: usize = 2;
+
+/// Adds the products of one block.
+///
+/// # Safety
+/// As for [`add_blocks`].
+#[inline(always)]
+unsafe fn add_block<B: Block, const M: usize>(
+    block: &B,
+    codes: *const u8,
+    scales: *const u8,
+    x: *const f32,
+    sums: &mut [B::V; M],
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let (mut weights, scale) = block.decode(codes, scales);
+        if M <= VECTORS {
+            for (input, sum) in sums.iter_mut().enumerate() {
+                // A sum of its own, because one multiplication must wait for another, blocks need not.
+                let mut of_block = weights[0].mul(B::V::load(x.add(input * B::COLS)));
                 for (j, weights) in weights.iter().enumerate().skip(1) {
-                    of_block = weights.mul_add(B::V::load(x.add(j * B::V::LANES)), of_block);
+                    of_block = weights.mul_add(B::V::load(x.add(input * B::COLS + j * B::V::LANES)), of_block);
                 }
                 *sum = if B::SCALED { of_block.mul_add(scale, *sum) } else { of_block.add(*sum) };
             }
+        } else {
+            if B::SCALED {
+                // Fewer than the sums.
+                for weights in &mut weights {
+                    *weights = weights.mul(scale);
+                }
+            }
+            for (j, weights) in weights.iter().enumerate() {
+                for (input, sum) in sums.iter_mut().enumerate() {
+                    *sum = weights.mul_add(B::V::load(x.add(input * B::COLS + j * B::V::LANES)), *sum);
+                }
+            }
         }
     }
-    *sums = of_row;
 }
