@@ -24,6 +24,7 @@ mod dispatch;
 mod error;
 mod format;
 mod fpins;
+mod kernels;
 mod magnitude;
 mod matmul;
 mod matrix;

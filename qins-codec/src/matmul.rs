@@ -1,11 +1,16 @@
-//! Matrix products on encoded weights that never build the float matrix: one row is decoded at a time into a buffer
-//! that stays in the first-level cache, and is used for every input before the next.
+//! Matrix products on encoded weights that never build the float matrix.
+//!
+//! The kernels of `kernels` keep decoded weights in registers. Where there is none, one row is decoded at a time into a
+//! buffer that stays in the first-level cache, and is used for every input before the next.
 
-use crate::Matrix;
+use crate::{
+    Level, Matrix,
+    kernels::{self, Products},
+};
 use rayon::prelude::*;
 
-/// Rows that one task decodes: enough work to pay for the task, enough tasks to share.
-const ROWS_PER_TASK: usize = 16;
+/// Bytes of codes that one task reads at least: enough work to pay for the task, enough tasks to share.
+const TASK: usize = 32 << 10;
 
 /// Partial sums of a dot product; fixed, so that a result does not depend on the machine.
 const LANES: usize = 16;
@@ -13,29 +18,55 @@ const LANES: usize = 16;
 impl Matrix<'_> {
     /// `x W^T`: `x` is `[m, in]`, the result `[m, out]`, both row-major.
     ///
-    /// Bits are the same for any number of threads.
+    /// Bits are the same for any number of threads; between levels the last ones differ, as sums are taken in another
+    /// order and products rounded once or twice. Where an input is not finite, nor is the result; kernels multiply sums
+    /// over groups by their scales, so that inputs above 1e34 may overflow too.
     ///
     /// # Panics
     /// If `x` does not hold `m` rows of `in` values.
     pub fn matmul(&self, x: &[f32], m: usize) -> Vec<f32> {
+        self.matmul_at(Level::current(), x, m)
+    }
+
+    /// [`matmul`](Self::matmul) at a level, to compare.
+    ///
+    /// # Panics
+    /// Besides, if this processor lacks the instructions.
+    pub fn matmul_at(&self, level: Level, x: &[f32], m: usize) -> Vec<f32> {
+        assert!(level.is_supported(), "this processor lacks {}", level.name());
         let (rows, cols) = (self.header().rows, self.header().cols);
         assert_eq!(x.len(), m * cols, "{m} inputs of {cols} values expected");
+        if m == 0 || rows == 0 || cols == 0 {
+            return vec![0.0; rows * m];
+        }
+        if let Some(products) = Products::new(level, *self, x, m) {
+            return self.by_rows(m, |first, out| products.of_rows(first, out));
+        }
+        let decode = |first: usize, out: &mut [f32]| {
+            let mut weights = vec![0.0; cols];
+            for (i, out) in out.chunks_exact_mut(m).enumerate() {
+                self.decode_row(first + i, &mut weights);
+                for (o, x) in out.iter_mut().zip(x.chunks_exact(cols)) {
+                    *o = dot(x, &weights);
+                }
+            }
+        };
+        self.by_rows(m, decode)
+    }
+
+    /// Shares rows among threads; `work` fills `[rows, m]` from a first row on.
+    fn by_rows(&self, m: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+        let header = self.header();
+        let rows = header.rows;
+        let rows_a_task = (TASK / (header.code_bytes() / rows)).next_multiple_of(kernels::ROWS);
         // [out, m] first: each task owns whole rows of it.
         let mut transposed = vec![0.0; rows * m];
-        if m == 0 || rows == 0 || cols == 0 {
-            return transposed;
+        if rows <= rows_a_task {
+            work(0, &mut transposed);
+        } else {
+            let tasks = transposed.par_chunks_mut(rows_a_task * m).enumerate();
+            tasks.for_each(|(task, out)| work(task * rows_a_task, out));
         }
-        transposed.par_chunks_mut(ROWS_PER_TASK * m).enumerate().for_each_init(
-            || vec![0.0; cols],
-            |weights, (task, out)| {
-                for (i, out) in out.chunks_exact_mut(m).enumerate() {
-                    self.decode_row(task * ROWS_PER_TASK + i, weights);
-                    for (o, x) in out.iter_mut().zip(x.chunks_exact(cols)) {
-                        *o = dot(x, weights);
-                    }
-                }
-            },
-        );
         if m == 1 {
             return transposed;
         }

@@ -181,6 +181,25 @@ impl<'a> Matrix<'a> {
         &self.decoder.header
     }
 
+    pub(crate) fn decoder(&self) -> &'a Decoder {
+        self.decoder
+    }
+
+    pub(crate) fn codes(&self) -> &'a [u8] {
+        self.codes
+    }
+
+    pub(crate) fn scales(&self) -> &'a [u8] {
+        self.scales
+    }
+
+    /// The base that a row has of its own; else 1.
+    pub(crate) fn base(&self, row: usize) -> f32 {
+        let Header { format, cols, .. } = self.decoder.header;
+        let bytes = &self.scales[row * format.scale_bytes(cols)..][..format.base_bytes()];
+        bytes.try_into().map_or(1.0, f32::from_le_bytes)
+    }
+
     /// Decodes row `row` into `out`.
     ///
     /// # Panics
@@ -200,8 +219,8 @@ impl<'a> Matrix<'a> {
             let scales = self.scales[row * scale_bytes..].iter().map(|&code| self.decoder.scales[usize::from(code)]);
             return Planes::new(format, self.decoder.header.k).decode_row(&planes, scales, out);
         }
-        let (base, scales) = self.scales[row * scale_bytes..][..scale_bytes].split_at(format.base_bytes());
-        let base = base.try_into().map_or(1.0, f32::from_le_bytes);
+        let base = self.base(row);
+        let scales = &self.scales[row * scale_bytes..][..scale_bytes][format.base_bytes()..];
         match format.code_bits() {
             2 => self.decode_groups::<2, 4>(base, scales, codes, out),
             3 => self.decode_groups::<3, 8>(base, scales, codes, out),

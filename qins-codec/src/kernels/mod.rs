@@ -1,0 +1,323 @@
+//! Products of a few inputs with encoded weights: codes are read once, decoded in registers and multiplied there.
+//!
+//! This file has what all formats and instruction sets share: which weights are decoded together ([`Block`]), how inputs
+//! lie in memory ([`Inputs`]), and the loop over rows. How a block is decoded stands in a file for each instruction set.
+//! A level without a kernel for a format has none here, and `matmul.rs` decodes whole rows.
+
+use crate::{
+    Header, Matrix,
+    dispatch::{Kernel, Level},
+};
+use std::slice::ChunksExact;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+/// Rows whose sums are kept while a [piece](PIECE) of the inputs is multiplied.
+pub(crate) const ROWS: usize = 8;
+
+/// Bytes of inputs that stay in the first-level cache while [`ROWS`] rows use them.
+const PIECE: usize = 16 << 10;
+
+/// Vectors that a block of weights is decoded to.
+const VECTORS: usize = 4;
+
+/// Inputs that are multiplied in one pass over the codes: as many sums as registers hold.
+const MOST_INPUTS: usize = 8;
+
+/// A matrix and its inputs, ready to be multiplied.
+pub(crate) struct Products<'a> {
+    passes: Vec<Box<dyn Pass + 'a>>,
+    m: usize,
+}
+
+impl<'a> Products<'a> {
+    /// `None` if the level has no kernel for the format. There are `m` inputs and not none.
+    pub(crate) fn new(level: Level, matrix: Matrix<'a>, x: &[f32], m: usize) -> Option<Self> {
+        debug_assert!(level.is_supported());
+        let cols = matrix.header().cols;
+        let pass = |x: &[f32]| {
+            let inputs = x.chunks_exact(cols);
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 | Level::Avx512 => avx2::prepare(matrix, inputs),
+                _ => None,
+            }
+        };
+        let passes = x.chunks(MOST_INPUTS * cols).map(pass).collect::<Option<_>>()?;
+        Some(Self { passes, m })
+    }
+
+    /// The products of the rows `first` and up, `[rows, m]`.
+    pub(crate) fn of_rows(&self, first: usize, out: &mut [f32]) {
+        for (i, out) in out.chunks_mut(ROWS * self.m).enumerate() {
+            for (pass, input) in self.passes.iter().zip((0..).step_by(MOST_INPUTS)) {
+                pass.of_rows(first + i * ROWS, &mut out[input..], self.m);
+            }
+        }
+    }
+}
+
+/// At most [`MOST_INPUTS`] inputs.
+trait Pass: Sync {
+    /// Their products with at most [`ROWS`] rows, those of one row `stride` after those of the one before.
+    fn of_rows(&self, first: usize, out: &mut [f32], stride: usize);
+}
+
+/// Lanes of f32.
+///
+/// # Safety
+/// All functions need the instructions of the implementing type.
+trait Vector: Copy + Sync {
+    const LANES: usize;
+    unsafe fn zero() -> Self;
+    /// Reads [`LANES`](Self::LANES) values.
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn add(self, b: Self) -> Self;
+    unsafe fn mul(self, b: Self) -> Self;
+    /// `self * b + c`, rounded once.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// The sum of all lanes, in an order that does not depend on them.
+    unsafe fn sum(self) -> f32;
+    /// Asks for a cache line; any address will do.
+    unsafe fn prefetch(at: *const u8);
+}
+
+/// How the codes of some neighbouring weights are decoded on an instruction set.
+trait Block: Sync {
+    type V: Vector;
+    /// One that has the instructions.
+    const LEVEL: Level;
+    /// Weights in a block: whole groups.
+    const COLS: usize = VECTORS * Self::V::LANES;
+    /// Bytes of their codes.
+    const CODE_BYTES: usize;
+    /// Their scale codes.
+    const SCALES: usize;
+    /// Whether weights are still to be multiplied by a scale.
+    const SCALED: bool;
+
+    /// The column of the block whose weight is in a lane, counted through all vectors.
+    fn column(lane: usize) -> usize;
+
+    /// Weights in units of their scales, and the scales by lanes, the same in all vectors.
+    ///
+    /// # Safety
+    /// The processor has the instructions of [`LEVEL`](Self::LEVEL), and from the addresses
+    /// [`CODE_BYTES`](Self::CODE_BYTES) and [`SCALES`](Self::SCALES) bytes can be read.
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([Self::V; VECTORS], Self::V);
+}
+
+/// Inputs in the order in which blocks are decoded: for each block of columns, `M` inputs; zeros after the last column
+/// and the last input.
+struct Inputs<const M: usize>(Vec<CacheLine>);
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct CacheLine([f32; 16]);
+
+impl<const M: usize> Inputs<M> {
+    fn new<B: Block>(x: ChunksExact<'_, f32>, cols: usize) -> Self {
+        const LINE: usize = size_of::<CacheLine>() / size_of::<f32>();
+        let blocks = cols.div_ceil(B::COLS);
+        let mut lines = vec![CacheLine([0.0; LINE]); blocks * M * B::COLS / LINE];
+        let columns: Vec<usize> = (0..B::COLS).map(B::column).collect();
+        for (input, x) in x.enumerate() {
+            for (block, x) in x.chunks(B::COLS).enumerate() {
+                let lines = &mut lines[(block * M + input) * B::COLS / LINE..][..B::COLS / LINE];
+                for (lane, &column) in lines.iter_mut().flat_map(|line| &mut line.0).zip(&columns) {
+                    *lane = x.get(column).copied().unwrap_or(0.0);
+                }
+            }
+        }
+        Self(lines)
+    }
+
+    fn block<B: Block>(&self, block: usize) -> *const f32 {
+        const LINE: usize = size_of::<CacheLine>() / size_of::<f32>();
+        self.0[block * M * B::COLS / LINE..].as_ptr().cast()
+    }
+}
+
+/// A block's way of decoding, a matrix and some inputs, of which there are `M` or fewer.
+struct Fused<'a, B, const M: usize> {
+    block: B,
+    matrix: Matrix<'a>,
+    inputs: Inputs<M>,
+    count: usize,
+}
+
+/// A pass for the least power of two that covers the inputs.
+fn pass<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Box<dyn Pass + 'a> {
+    fn of<'a, B: Block + 'a, const M: usize>(
+        block: B,
+        matrix: Matrix<'a>,
+        x: ChunksExact<'_, f32>,
+    ) -> Box<dyn Pass + 'a> {
+        let (count, cols) = (x.len(), matrix.header().cols);
+        Box::new(Fused::<B, M> { block, matrix, inputs: Inputs::new::<B>(x, cols), count })
+    }
+    match x.len() {
+        1 => of::<B, 1>(block, matrix, x),
+        2 => of::<B, 2>(block, matrix, x),
+        3..=4 => of::<B, 4>(block, matrix, x),
+        5..=MOST_INPUTS => of::<B, MOST_INPUTS>(block, matrix, x),
+        count => unreachable!("{count} inputs in one pass"),
+    }
+}
+
+impl<B: Block, const M: usize> Pass for Fused<'_, B, M> {
+    fn of_rows(&self, first: usize, out: &mut [f32], stride: usize) {
+        B::LEVEL.run(FewRows { fused: self, first, out, stride });
+    }
+}
+
+struct FewRows<'a, B, const M: usize> {
+    fused: &'a Fused<'a, B, M>,
+    first: usize,
+    out: &'a mut [f32],
+    stride: usize,
+}
+
+impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Fused { block, matrix, inputs, count } = self.fused;
+        let Header { format, cols, .. } = *matrix.header();
+        let rows = self.out.len().div_ceil(self.stride);
+        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let codes = &matrix.codes()[self.first * code_bytes..][..rows * code_bytes];
+        let scales = &matrix.scales()[self.first * scale_bytes..][..rows * scale_bytes];
+        let whole = cols / B::COLS;
+        let piece = (PIECE / (M * B::COLS * size_of::<f32>())).max(1);
+
+        // SAFETY: `Level::run` has found the instructions of `B::LEVEL`, here and below.
+        let mut sums = [[unsafe { B::V::zero() }; M]; ROWS];
+        let mut start = 0;
+        while start < whole {
+            let blocks = piece.min(whole - start);
+            for (row, sums) in sums[..rows].iter_mut().enumerate() {
+                let codes = &codes[row * code_bytes + start * B::CODE_BYTES..][..blocks * B::CODE_BYTES];
+                let scales = &scales[row * scale_bytes + format.base_bytes() + start * B::SCALES..];
+                let scales = &scales[..blocks * B::SCALES];
+                // SAFETY: the slices hold `blocks`; the inputs have as many as cover all columns.
+                unsafe { add_blocks(block, codes, scales, inputs.block::<B>(start), blocks, code_bytes, sums) };
+            }
+            start += blocks;
+        }
+        if !cols.is_multiple_of(B::COLS) {
+            for (row, sums) in sums[..rows].iter_mut().enumerate() {
+                let codes = &codes[row * code_bytes..][..code_bytes][whole * B::CODE_BYTES..];
+                let scales = &scales[row * scale_bytes..][..scale_bytes];
+                let scales = &scales[format.base_bytes() + whole * B::SCALES..];
+                let (mut last_codes, mut last_scales) = ([0; MOST_BYTES], [0; MOST_SCALES]);
+                let (last_codes, last_scales) = (&mut last_codes[..B::CODE_BYTES], &mut last_scales[..B::SCALES]);
+                last_codes.iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
+                last_scales.iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
+                // SAFETY: the arrays hold one block; the inputs have as many as cover all columns.
+                unsafe { add_blocks(block, last_codes, last_scales, inputs.block::<B>(whole), 1, 0, sums) };
+            }
+        }
+        for (row, (out, sums)) in self.out.chunks_mut(self.stride).zip(&sums).enumerate() {
+            let base = matrix.base(self.first + row);
+            for (out, sums) in out[..*count].iter_mut().zip(sums) {
+                // SAFETY: as above.
+                *out = unsafe { sums.sum() } * base;
+            }
+        }
+    }
+}
+
+/// No block has more bytes of codes.
+const MOST_BYTES: usize = 128;
+/// No block has more scale codes.
+const MOST_SCALES: usize = 4;
+
+/// Adds the products of `count` blocks of a row with `M` inputs each; what lies `ahead` of the codes is asked for.
+///
+/// # Safety
+/// The processor has the instructions of `B::LEVEL`; there are `count` blocks of codes and of scale codes, and at `x` as
+/// many of `M * B::COLS` inputs.
+#[inline(always)]
+unsafe fn add_blocks<B: Block, const M: usize>(
+    block: &B,
+    codes: &[u8],
+    scales: &[u8],
+    x: *const f32,
+    count: usize,
+    ahead: usize,
+    sums: &mut [B::V; M],
+) {
+    let (codes, scales) = (codes.as_ptr(), scales.as_ptr());
+    let mut of_row = *sums;
+    let mut i = 0;
+    if M == 1 {
+        // As many as share a cache line.
+        while i + PAIR <= count {
+            // SAFETY: blocks of `count`, as the caller promises.
+            unsafe {
+                B::V::prefetch(codes.wrapping_add(i * B::CODE_BYTES + ahead));
+                for i in i..i + PAIR {
+                    let (codes, scales) = (codes.add(i * B::CODE_BYTES), scales.add(i * B::SCALES));
+                    add_block(block, codes, scales, x.add(i * M * B::COLS), &mut of_row);
+                }
+            }
+            i += PAIR;
+        }
+    }
+    while i < count {
+        // SAFETY: block `i` of `count`, as the caller promises.
+        unsafe {
+            B::V::prefetch(codes.wrapping_add(i * B::CODE_BYTES + ahead));
+            let (codes, scales) = (codes.add(i * B::CODE_BYTES), scales.add(i * B::SCALES));
+            add_block(block, codes, scales, x.add(i * M * B::COLS), &mut of_row);
+        }
+        i += 1;
+    }
+    *sums = of_row;
+}
+
+/// Blocks that one round of the loop over blocks decodes.
+const PAIR: usize = 2;
+
+/// Adds the products of one block.
+///
+/// # Safety
+/// As for [`add_blocks`].
+#[inline(always)]
+unsafe fn add_block<B: Block, const M: usize>(
+    block: &B,
+    codes: *const u8,
+    scales: *const u8,
+    x: *const f32,
+    sums: &mut [B::V; M],
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let (mut weights, scale) = block.decode(codes, scales);
+        if M <= VECTORS {
+            for (input, sum) in sums.iter_mut().enumerate() {
+                // A sum of its own, because one multiplication must wait for another, blocks need not.
+                let mut of_block = weights[0].mul(B::V::load(x.add(input * B::COLS)));
+                for (j, weights) in weights.iter().enumerate().skip(1) {
+                    of_block = weights.mul_add(B::V::load(x.add(input * B::COLS + j * B::V::LANES)), of_block);
+                }
+                *sum = if B::SCALED { of_block.mul_add(scale, *sum) } else { of_block.add(*sum) };
+            }
+        } else {
+            if B::SCALED {
+                // Fewer than the sums.
+                for weights in &mut weights {
+                    *weights = weights.mul(scale);
+                }
+            }
+            for (j, weights) in weights.iter().enumerate() {
+                for (input, sum) in sums.iter_mut().enumerate() {
+                    *sum = weights.mul_add(B::V::load(x.add(input * B::COLS + j * B::V::LANES)), *sum);
+                }
+            }
+        }
+    }
+}

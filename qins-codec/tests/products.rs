@@ -1,0 +1,159 @@
+//! Products at every level, against sums in f64 over decoded rows: odd shapes, any bytes, zero groups, extreme scales.
+
+use proptest::prelude::*;
+use qins_codec::{Decoder, Encoded, Format, Header, Level};
+
+/// As many groups as there may be in blocks of every kernel, and some more.
+const MOST_COLS: usize = 200;
+
+/// Any bytes that hold finite numbers.
+fn matrix(format: Format, rows: usize, cols: usize, base: f32, k: f64, seed: u64) -> Encoded {
+    let mut state = seed;
+    let mut byte = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 56) as u8
+    };
+    let header = Header { format, rows, cols, base, k };
+    let mut codes: Vec<u8> = (0..header.code_bytes()).map(|_| byte()).collect();
+    let mut scales: Vec<u8> = (0..header.scale_bytes()).map(|_| byte()).collect();
+    if format.is_raw() {
+        // Far from infinity, in either format.
+        codes.as_chunks_mut::<2>().0.iter_mut().for_each(|[_, upper]| *upper &= 0xBB);
+    }
+    let scales_of_rows = scales.chunks_exact_mut(format.scale_bytes(cols).max(1));
+    for scales in scales_of_rows {
+        scales[..format.base_bytes()].copy_from_slice(&base.to_le_bytes()[..format.base_bytes()]);
+        // Groups of zeros.
+        let zeros = if format.base_bytes() > 0 { 31 << 2 } else { 255 };
+        scales[format.base_bytes()..].iter_mut().step_by(5).for_each(|scale| *scale = zeros);
+    }
+    Encoded::from_parts(Decoder::new(header).unwrap(), codes, scales).unwrap()
+}
+
+fn inputs(m: usize, cols: usize, seed: u64) -> Vec<f32> {
+    (0..m * cols).map(|i| ((i as f64 * 0.7 + seed as f64 * 0.01).sin() * 3.0) as f32).collect()
+}
+
+/// Panics where a product is further from the sum over decoded weights than rounding explains.
+fn check(encoded: &Encoded, x: &[f32], m: usize) {
+    let Header { format, rows, cols, .. } = *encoded.header();
+    let decoded = encoded.matrix().decode();
+    for level in Level::all_supported() {
+        let product = encoded.matrix().matmul_at(level, x, m);
+        assert_eq!(product.len(), m * rows);
+        for i in 0..m {
+            for row in 0..rows {
+                let terms = (0..cols).map(|c| f64::from(x[i * cols + c]) * f64::from(decoded[row * cols + c]));
+                let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                let found = f64::from(product[i * rows + row]);
+                // Decoded weights below the smallest normal number are rounded to multiples of the smallest of all.
+                let subnormal = cols as f64 * 1e-44;
+                assert!(
+                    (found - sum).abs() <= 1e-6 * size + subnormal,
+                    "{format} at {level:?}, [{m}, {cols}] x [{cols}, {rows}]: [{i}, {row}] is {found}, not {sum} of {size}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_of_columns_and_inputs() {
+    for &format in Format::ALL {
+        for cols in 1..=MOST_COLS {
+            let (rows, m) = (1 + cols % 11, cols % 10);
+            let k = if format == Format::Log8 { 6.0 } else { 0.5 };
+            check(&matrix(format, rows, cols, 0.02, k, cols as u64), &inputs(m, cols, 3), m);
+        }
+    }
+}
+
+/// Longer than what is multiplied at once, and more rows than one task has.
+#[test]
+fn long_rows_and_many() {
+    for &format in Format::ALL {
+        for m in [1, 2, 3, 8, 9] {
+            check(&matrix(format, 3, 9001, 0.02, 0.5, 1), &inputs(m, 9001, 3), m);
+            check(&matrix(format, 1201, 67, 0.02, 0.5, 1), &inputs(m, 67, 3), m);
+        }
+    }
+}
+
+/// Upper bytes of these tables fall often or seldom, which kernels tell apart.
+#[test]
+fn every_table() {
+    for k in [0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 8.0, 11.0, 17.0, 40.0, 1e3, 1e9, 1e100, 1e300] {
+        for format in [Format::Q8, Format::Q8h, Format::Fpins1, Format::Log8, Format::Q12] {
+            let cols = 4096;
+            let decoder = Decoder::new(Header { format, rows: 1, cols, base: 1.0, k }).unwrap();
+            let code = |i: usize| if format == Format::Q12 { i * 37 } else { i } as u8;
+            let codes: Vec<u8> = (0..decoder.header().code_bytes()).map(code).collect();
+            let scales = vec![0; decoder.header().scale_bytes()];
+            let encoded = Encoded::from_parts(decoder, codes, scales).unwrap();
+            // One weight at a time.
+            let decoded = encoded.matrix().decode();
+            for col in (0..260).chain(cols - 8..cols) {
+                let mut x = vec![0.0; cols];
+                x[col] = 1.0;
+                for level in Level::all_supported() {
+                    assert_eq!(
+                        encoded.matrix().matmul_at(level, &x, 1),
+                        [decoded[col]],
+                        "{format}, k = {k}, column {col}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    for &format in Format::ALL {
+        let encoded = matrix(format, 997, 300, 0.02, 0.5, 7);
+        for m in [1, 3, 8, 20] {
+            let x = inputs(m, 300, 1);
+            for level in Level::all_supported() {
+                let run = |threads| {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    pool.install(|| encoded.matrix().matmul_at(level, &x, m))
+                };
+                let one = run(1);
+                assert!(run(2) == one && run(5) == one, "{format} at {level:?}, {m} inputs");
+            }
+        }
+    }
+}
+
+/// A weight of 0 times infinity is NaN, as in any sum of products.
+#[test]
+fn inputs_that_are_not_finite_reach_the_products() {
+    for &format in Format::ALL {
+        let encoded = matrix(format, 20, 70, 0.02, 0.5, 5);
+        for level in Level::all_supported() {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = inputs(3, 70, 1);
+                x[70 + 69] = bad;
+                let product = encoded.matrix().matmul_at(level, &x, 3);
+                let finite = |i: usize| product[i * 20..][..20].iter().filter(|p| p.is_finite()).count();
+                assert_eq!([0, 1, 2].map(finite), [20, 0, 20], "{format} at {level:?}");
+                if bad.is_nan() {
+                    assert!(product[20..40].iter().all(|p| p.is_nan()));
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_and_any_scale(
+        format in prop::sample::select(Format::ALL),
+        (rows, cols, m) in (0usize..20, 0usize..MOST_COLS, 0usize..12),
+        exponent in -40i32..36,
+        k in prop_oneof![0.0..3.0, 0.0..100.0f64],
+        seed in any::<u64>(),
+    ) {
+        check(&matrix(format, rows, cols, 10f32.powi(exponent), k, seed), &inputs(m, cols, seed % 1000), m);
+    }
+}
