@@ -101,6 +101,38 @@ fn formats_are_set_by_pattern() {
 }
 
 #[test]
+fn bench_counts_what_a_token_reads() {
+    let directory = model();
+    let arguments = ["bench", "--prompt", "4", "--generate", "3", "--reps", "2", "--json"];
+    let float = json_of(run(&arguments, directory.path()));
+    let coded = json_of(run(&[&arguments[..], &["--format", "q8", "--set", "lm_head=q12"]].concat(), directory.path()));
+    let container = directory.path().join("out");
+    run(&["convert", "-o", container.to_str().unwrap(), "--set", "lm_head=q12"], directory.path());
+    let stored = json_of(run(&arguments, &container));
+    // In f32 all but the embedding, which is as large as the head.
+    let weights = json_of(run(&["inspect", "--json"], directory.path()))["weights"].as_u64().unwrap();
+    assert_eq!(float["token_bytes"].as_u64().unwrap(), (weights - 50 * 48) * 4);
+    assert_eq!(stored["token_bytes"], coded["token_bytes"]);
+    assert!(coded["token_bytes"].as_u64().unwrap() * 3 < float["token_bytes"].as_u64().unwrap());
+    for report in [float, coded, stored] {
+        for rate in ["prompt_tokens_per_s", "generate_tokens_per_s"] {
+            let [min, median, max] = ["min", "median", "max"].map(|name| report[rate][name].as_f64().unwrap());
+            assert!(0.0 < min && min <= median && median <= max, "{report}");
+        }
+        let bytes =
+            report["generate_tokens_per_s"]["median"].as_f64().unwrap() * report["token_bytes"].as_f64().unwrap();
+        assert!((report["generate_bytes_per_s"].as_f64().unwrap() / bytes - 1.0).abs() < 1e-9);
+    }
+    let text = run(&["bench", "--prompt", "2", "--generate", "2"], directory.path()).stdout;
+    assert!(String::from_utf8(text).unwrap().lines().count() == 3);
+    let long = failure(run(&["bench", "--prompt", "30", "--generate", "20"], directory.path()));
+    assert!(long.contains("context ends after 10 tokens"), "{long}");
+    for bad in [&["bench", "--shape", "phi35-mini:0"][..], &["bench"], &["bench", "--shape", "llama"]] {
+        assert_eq!(qins().args(bad).output().unwrap().status.code(), Some(2), "{bad:?}");
+    }
+}
+
+#[test]
 fn policies_come_from_files_presets_and_targets() {
     let directory = model();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();

@@ -14,6 +14,7 @@ use qins_import::{
 use qins_tests::{Weight, write_model};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -53,9 +54,18 @@ impl Made {
         force: bool,
         on_step: impl FnMut(Step<'_>) + Send,
     ) -> Result<PathBuf, ImportError> {
+        self.convert_by(&Policy::linear(Format::Q8).with_embeddings(Format::F16), name, force, on_step)
+    }
+
+    fn convert_by(
+        &self,
+        policy: &Policy,
+        name: &str,
+        force: bool,
+        on_step: impl FnMut(Step<'_>) + Send,
+    ) -> Result<PathBuf, ImportError> {
         let checkpoint = Checkpoint::open(&self.path("hf"))?;
-        let policy = Policy::linear(Format::Q8).with_embeddings(Format::F16);
-        let planned = plan(&self.model(), &checkpoint, &policy)?;
+        let planned = plan(&self.model(), &checkpoint, policy)?;
         let (source, output) = (self.path("hf"), self.path(name));
         Converter::new(&source, &checkpoint, &output, planned, policy.to_string(), force)?.run(on_step)?;
         Ok(output)
@@ -129,15 +139,20 @@ fn a_model_runs_from_the_map_as_from_memory() {
 #[test]
 fn an_export_is_the_decoding_bit_for_bit() {
     let made = made();
-    let directory = made.convert();
+    let mixed = "linear=q4 embedding=q8 lm_head=q12 model.layers.0.mlp=fpins:2 model.layers.0.self_attn=q3";
+    let directory = made.convert_by(&mixed.parse().unwrap(), "mixed", false, |_| ()).unwrap();
     let container = Container::open(&directory).unwrap();
+    let formats: BTreeSet<&str> = container.manifest().tensors.values().map(|info| &info.format[..]).collect();
+    assert!(formats.is_superset(&["q4", "q8", "q12", "fpins:2", "q3"].into()), "{formats:?}");
     export(&container, &directory, &made.path("exported"), Exported::F32, false, |_, _| ()).unwrap();
     let exported = Checkpoint::open(&made.path("exported")).unwrap();
     for Weight { name, shape, values } in &made.weights {
         let found = exported.tensor(name).unwrap();
         assert_eq!(found.shape(), shape);
         let expected = match container.tensor(name).unwrap() {
-            Stored::Coded(..) => encode(Format::Q8, &Slice::new(values, shape[0], shape[1])).unwrap().matrix().decode(),
+            Stored::Coded(header, ..) => {
+                encode(header.format, &Slice::new(values, shape[0], shape[1])).unwrap().matrix().decode()
+            }
             Stored::Plain(tensor) => tensor.to_f32(),
         };
         assert_eq!(found.to_f32(), expected, "{name}");

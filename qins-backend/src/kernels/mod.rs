@@ -18,6 +18,8 @@ use burn_backend::{
 /// `host::$function::<H, B>(..)` of the first backend of the host's memory whose tensors these are.
 macro_rules! kernel {
     ($function:ident($($argument:expr),*)) => {{
+        // All of them, also where no feature takes them.
+        $(let _ = &$argument;)*
         let found = None;
         #[cfg(feature = "flex")]
         let found = found.or_else(|| host::$function::<burn_flex::Flex, B>($($argument),*));
