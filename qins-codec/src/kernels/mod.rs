@@ -114,19 +114,21 @@ struct Inputs<const M: usize>(Vec<CacheLine>);
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct CacheLine([f32; 16]);
+struct CacheLine([f32; LINE]);
+
+const LINE: usize = 16;
 
 impl<const M: usize> Inputs<M> {
     fn new<B: Block>(x: ChunksExact<'_, f32>, cols: usize) -> Self {
-        const LINE: usize = size_of::<CacheLine>() / size_of::<f32>();
-        let blocks = cols.div_ceil(B::COLS);
-        let mut lines = vec![CacheLine([0.0; LINE]); blocks * M * B::COLS / LINE];
+        let mut lines = vec![CacheLine([0.0; LINE]); cols.div_ceil(B::COLS) * M * B::COLS / LINE];
         let columns: Vec<usize> = (0..B::COLS).map(B::column).collect();
         for (input, x) in x.enumerate() {
             for (block, x) in x.chunks(B::COLS).enumerate() {
-                let lines = &mut lines[(block * M + input) * B::COLS / LINE..][..B::COLS / LINE];
-                for (lane, &column) in lines.iter_mut().flat_map(|line| &mut line.0).zip(&columns) {
-                    *lane = x.get(column).copied().unwrap_or(0.0);
+                let lines = &mut lines[(block * M + input) * B::COLS / LINE..];
+                let mut padded = [0.0; MOST_COLS];
+                padded[..x.len()].copy_from_slice(x);
+                for (line, columns) in lines.iter_mut().zip(columns.as_chunks::<LINE>().0) {
+                    line.0 = columns.map(|column| padded[column % MOST_COLS]);
                 }
             }
         }
@@ -134,7 +136,6 @@ impl<const M: usize> Inputs<M> {
     }
 
     fn block<B: Block>(&self, block: usize) -> *const f32 {
-        const LINE: usize = size_of::<CacheLine>() / size_of::<f32>();
         self.0[block * M * B::COLS / LINE..].as_ptr().cast()
     }
 }
@@ -230,6 +231,8 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
     }
 }
 
+/// No block has more weights.
+const MOST_COLS: usize = 64;
 /// No block has more bytes of codes.
 const MOST_BYTES: usize = 128;
 /// No block has more scale codes.
