@@ -100,13 +100,16 @@ trait Block: Sync {
     /// The column of the block whose weight is in a lane, counted through all vectors.
     fn column(lane: usize) -> usize;
 
-    /// Weights in units of their scales, and the scales by lanes, the same in all vectors.
+    /// Decodes a block.
     ///
     /// # Safety
     /// The processor has the instructions of [`LEVEL`](Self::LEVEL), and from the addresses
     /// [`CODE_BYTES`](Self::CODE_BYTES) and [`SCALES`](Self::SCALES) bytes can be read.
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([Self::V; VECTORS], Self::V);
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<Self::V>;
 }
+
+/// The weights of a block in units of their scales, and the scales by lanes, the same in all vectors.
+type Decoded<V> = ([V; VECTORS], V);
 
 /// Inputs in the order in which blocks are decoded: for each block of columns, `M` inputs; zeros after the last column
 /// and the last input.
