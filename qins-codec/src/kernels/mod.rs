@@ -12,6 +12,8 @@ use std::slice::ChunksExact;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 
 /// Rows whose sums are kept while a [piece](PIECE) of the inputs is multiplied.
 pub(crate) const ROWS: usize = 8;
@@ -41,6 +43,8 @@ impl<'a> Products<'a> {
             match level {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 | Level::Avx512 => avx2::prepare(matrix, inputs),
+                #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+                Level::Neon => neon::prepare(matrix, inputs),
                 _ => None,
             }
         };
@@ -324,6 +328,35 @@ unsafe fn add_block<B: Block, const M: usize>(
                     *sum = weights.mul_add(B::V::load(x.add(input * B::COLS + j * B::V::LANES)), *sum);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Decoder, Format, Header};
+
+    /// Where there is none, products are right and slow.
+    #[test]
+    fn kernels_are_not_lost() {
+        let kernel = |level, format| {
+            let decoder = Decoder::new(Header { format, rows: 1, cols: 32, base: 1.0, k: 0.5 }).unwrap();
+            let (codes, scales) = (vec![0; decoder.header().code_bytes()], vec![0; decoder.header().scale_bytes()]);
+            Products::new(level, decoder.matrix(&codes, &scales).unwrap(), &[1.0; 32], 1).is_some()
+        };
+        for level in Level::all_supported() {
+            let found: Vec<_> = Format::ALL.iter().copied().filter(|&format| kernel(level, format)).collect();
+            let expected = match level {
+                Level::Scalar => vec![],
+                Level::Avx2 | Level::Avx512 => {
+                    Format::ALL.iter().copied().filter(|format| format.planes() == 1).collect()
+                }
+                Level::Neon => {
+                    vec![Format::Q8, Format::Q8h, Format::Q4, Format::Log8, Format::Fpins1, Format::Bf16]
+                }
+            };
+            assert_eq!(found, expected, "{level:?}");
         }
     }
 }
