@@ -7,7 +7,8 @@
 //! For 1, 4 and 8 inputs, on one thread and on two: the best of some passes over as many matrices as no cache holds, in
 //! milliseconds a matrix and in GB/s of codes and scales; that as a share of what a loop reads that only sums, measured in
 //! the same run; the speed-up over decoding row after row, which is level `scalar`, and over a plain dot product with f32
-//! weights. Last, for 1 input, milliseconds for a matrix that stays in the cache.
+//! weights. Last, for 1 input, milliseconds for as much
+//! of a matrix that stays in the cache.
 
 use qins_codec::{Encoded, Format, Level, Slice, encode};
 use rayon::prelude::*;
@@ -123,7 +124,7 @@ fn main() {
             let encoded = encode(format, &Slice::new(&weights, rows, cols)).expect("finite weights");
             let bytes = encoded.codes().len() + encoded.scales().len();
             let matrices = copies(encoded, STREAMED.div_ceil(bytes));
-            // A quarter of the rows, to fit a cache.
+            // Few rows, to fit the second-level cache.
             let part =
                 encode(format, &Slice::new(&weights[..rows / 64 * cols], rows / 64, cols)).expect("finite weights");
             for m in INPUTS {
@@ -141,7 +142,7 @@ fn main() {
                         float / seconds,
                     );
                     if m == 1 && *threads == 1 {
-                        let cached = pool.install(|| product(&[part.clone()], level, 2000, 1));
+                        let cached = pool.install(|| product(std::slice::from_ref(&part), level, 2000, 1));
                         print!("{:11.3}", cached * 64e3);
                     }
                     println!();

@@ -3,7 +3,7 @@
 //! Values that bf16 holds are looked up as two planes of bytes, the upper and the lower halves of a bf16, and joined: the
 //! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
 
-use super::{Block, Pass, VECTORS, Vector, pass};
+use super::{Block, Decoded, Pass, VECTORS, Vector, pass};
 use crate::{Format, Matrix, dispatch::Level, shaped};
 use std::{arch::x86_64::*, slice::ChunksExact};
 
@@ -27,9 +27,9 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         }
         Format::Q12 => pass(SignMagnitude12 { values: decoder.values().into_owned(), scales }, matrix, x),
         Format::Q6 => pass(Shaped64 { entries: entries(Format::Q6), scales }, matrix, x),
-        Format::Q4 => pass(Shaped16 { planes: planes(&decoder.values()), scales }, matrix, x),
-        Format::Q3 => pass(Shaped8 { tables: tables(&decoder.values()), scales }, matrix, x),
-        Format::Q2 => pass(Shaped4 { tables: tables(&decoder.values()), scales }, matrix, x),
+        Format::Q4 => pass(Shaped16::new(&decoder.values(), scales), matrix, x),
+        Format::Q3 => pass(Shaped8(scaled_tables(&decoder.values(), scales)), matrix, x),
+        Format::Q2 => pass(Shaped4(scaled_tables(&decoder.values(), scales)), matrix, x),
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
         Format::Fpins2 | Format::Fpins3 => return None,
@@ -132,14 +132,22 @@ unsafe fn one_scale(table: &[f32; 256], codes: *const u8) -> __m256 {
     unsafe { _mm256_broadcast_ss(&table[usize::from(*codes)]) }
 }
 
-/// One scale for either half.
+/// Each scale four times, to be loaded to half a register.
+fn by_four(scales: &[f32; 256]) -> Box<[[f32; 4]; 256]> {
+    Box::new(scales.map(|scale| [scale; 4]))
+}
+
+/// What a table has for one scale code in one half, for the next in the other.
 ///
 /// # Safety
 /// Needs AVX2; two bytes can be read at `codes`.
 #[inline(always)]
-unsafe fn two_scales(table: &[f32; 256], codes: *const u8) -> __m256 {
+unsafe fn load_two(table: &[[f32; 4]; 256], codes: *const u8) -> __m256 {
     // SAFETY: as the caller promises.
-    unsafe { _mm256_blend_ps::<0b1111_0000>(one_scale(table, codes), one_scale(table, codes.add(1))) }
+    unsafe {
+        let [first, second] = [*codes, *codes.add(1)].map(|code| table[usize::from(code)].as_ptr());
+        _mm256_castsi256_ps(load_halves(first.cast(), second.cast()))
+    }
 }
 
 /// The 16 bytes at an address in both halves.
@@ -160,6 +168,8 @@ struct SignMagnitude<'a, const GROUP: usize, const STEPS: usize> {
     /// An upper byte is greater by one for each of these codes that is greater than its own.
     steps: [__m256i; STEPS],
     scales: &'a [f32; 256],
+    /// For groups of 16.
+    scales_by_four: Box<[[f32; 4]; 256]>,
 }
 
 /// The first code of those whose upper bytes are looked up.
@@ -191,6 +201,7 @@ impl<'a, const GROUP: usize, const STEPS: usize> SignMagnitude<'a, GROUP, STEPS>
                 upper_end: load_twice(upper[END..].as_ptr()),
                 steps: steps.map(|code| _mm256_set1_epi8(code)),
                 scales,
+                scales_by_four: by_four(scales),
             })
         }
     }
@@ -208,7 +219,7 @@ impl<const GROUP: usize, const STEPS: usize> Block for SignMagnitude<'_, GROUP, 
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([__m256; VECTORS], __m256) {
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
         // SAFETY: as the caller promises.
         unsafe {
             let codes = _mm256_loadu_si256(codes.cast());
@@ -233,7 +244,10 @@ impl<const GROUP: usize, const STEPS: usize> Block for SignMagnitude<'_, GROUP, 
             let [a, b, c, d] = quarters;
             let lower = _mm256_blendv_epi8(_mm256_blendv_epi8(a, b, bit_5), _mm256_blendv_epi8(c, d, bit_5), bit_6);
 
-            let scale = if GROUP == 32 { one_scale(self.scales, scales) } else { two_scales(self.scales, scales) };
+            let scale = match GROUP {
+                32 => one_scale(self.scales, scales),
+                _ => load_two(&self.scales_by_four, scales),
+            };
             (join_planes(upper, lower), scale)
         }
     }
@@ -258,7 +272,7 @@ impl Block for SignMagnitude12<'_> {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([__m256; VECTORS], __m256) {
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
         // The two bytes with code `i` of eight in each 32 bits; those with an odd one begin with four bits of another.
         const BYTES: [u8; 32] = {
             let mut bytes = [0x80; 32];
@@ -294,11 +308,6 @@ impl Block for SignMagnitude12<'_> {
 /// The tables of a shaped format, one array for each shape.
 fn tables<const N: usize>(values: &[f32]) -> [[f32; N]; 4] {
     std::array::from_fn(|shape| std::array::from_fn(|code| values[shape * N + code]))
-}
-
-/// For each shape the lower bytes of its entries as bf16, then the upper ones.
-fn planes(values: &[f32]) -> [[[u8; 16]; 2]; 4] {
-    tables::<16>(values).map(|table| [2, 3].map(|byte| table.map(|value| value.to_bits().to_le_bytes()[byte])))
 }
 
 /// The entries of each shape as they are.
@@ -345,7 +354,7 @@ impl Block for Shaped64<'_> {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([__m256; VECTORS], __m256) {
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
         // Four codes are three bytes; of those the first two and the last two, as two numbers of 16 bits.
         const BYTES: [u8; 32] = {
             let mut bytes = [0; 32];
@@ -387,18 +396,38 @@ impl Block for Shaped64<'_> {
                 _mm256_cvtepi32_ps(_mm256_madd_epi16(odd, first)),
                 _mm256_cvtepi32_ps(_mm256_madd_epi16(odd, second)),
             ];
-            (weights, two_scales(self.scales, scales))
+            let scales =
+                _mm256_blend_ps::<0b1111_0000>(one_scale(self.scales, scales), one_scale(self.scales, scales.add(1)));
+            (weights, scales)
         }
     }
 }
 
-/// Tables of 16 entries, looked up as two planes of bytes.
-struct Shaped16<'a> {
-    planes: [[[u8; 16]; 2]; 4],
-    scales: &'a [f32; 256],
+/// Tables of 16 entries, looked up as two planes of bytes. What a scale code says is kept together.
+struct Shaped16(Box<[Planes; 256]>);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Planes {
+    /// Of the entries as bf16.
+    lower: [u8; 16],
+    upper: [u8; 16],
+    scale: [f32; 4],
 }
 
-impl Block for Shaped16<'_> {
+impl Shaped16 {
+    fn new(values: &[f32], scales: &[f32; 256]) -> Self {
+        let tables = tables::<16>(values);
+        let plane = |shape: usize, byte: usize| tables[shape].map(|value| value.to_bits().to_le_bytes()[byte]);
+        let of_shapes = [0, 1, 2, 3].map(|shape| (plane(shape, 2), plane(shape, 3)));
+        Self(Box::new(std::array::from_fn(|code| {
+            let (lower, upper) = of_shapes[code % 4];
+            Planes { lower, upper, scale: [scales[code]; 4] }
+        })))
+    }
+}
+
+impl Block for Shaped16 {
     type V = __m256;
     const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 16;
@@ -410,27 +439,31 @@ impl Block for Shaped16<'_> {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([__m256; VECTORS], __m256) {
-        // SAFETY: as the caller promises; planes have 16 bytes.
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
+        // SAFETY: as the caller promises; planes and scales have 16 bytes.
         unsafe {
             let pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.cast()));
             let codes = _mm256_or_si256(pairs, _mm256_slli_epi16::<4>(pairs));
             let codes = _mm256_and_si256(codes, _mm256_set1_epi8(0x0F));
-            let [first, second] = [shape(&self.planes, scales), shape(&self.planes, scales.add(1))];
-            let lower = _mm256_shuffle_epi8(load_halves(first[0].as_ptr(), second[0].as_ptr()), codes);
-            let upper = _mm256_shuffle_epi8(load_halves(first[1].as_ptr(), second[1].as_ptr()), codes);
-            (join_planes(upper, lower), two_scales(self.scales, scales))
+            let (first, second) = (&self.0[usize::from(*scales)], &self.0[usize::from(*scales.add(1))]);
+            let lower = _mm256_shuffle_epi8(load_halves(first.lower.as_ptr(), second.lower.as_ptr()), codes);
+            let upper = _mm256_shuffle_epi8(load_halves(first.upper.as_ptr(), second.upper.as_ptr()), codes);
+            let scale = load_halves(first.scale.as_ptr().cast(), second.scale.as_ptr().cast());
+            (join_planes(upper, lower), _mm256_castsi256_ps(scale))
         }
     }
 }
 
-/// Tables of 8 entries: a register of f32 each, scaled before it is looked up in.
-struct Shaped8<'a> {
-    tables: [[f32; 8]; 4],
-    scales: &'a [f32; 256],
+/// The table that each scale code chooses, times its scale.
+fn scaled_tables<const N: usize>(values: &[f32], scales: &[f32; 256]) -> Box<[[f32; N]; 256]> {
+    let tables = tables::<N>(values);
+    Box::new(std::array::from_fn(|code| tables[code % 4].map(|value| value * scales[code])))
 }
 
-impl Block for Shaped8<'_> {
+/// Tables of 8 entries: a register of scaled f32 for each scale code.
+struct Shaped8(Box<[[f32; 8]; 256]>);
+
+impl Block for Shaped8 {
     type V = __m256;
     const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 12;
@@ -442,40 +475,35 @@ impl Block for Shaped8<'_> {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([__m256; VECTORS], __m256) {
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
         // SAFETY: as the caller promises; the last load is that of the last 4 bytes; tables have eight entries.
         unsafe {
             // Eight codes are three bytes; a lookup heeds the lowest three bits.
             let shifts = _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21);
             let last_shifts = _mm256_add_epi32(shifts, _mm256_set1_epi32(8));
-            let mut weights = [_mm256_setzero_ps(); VECTORS];
-            for (group, weights) in weights.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                let scales = scales.add(group);
-                let table = _mm256_loadu_ps(shape(&self.tables, scales).as_ptr());
-                let table = _mm256_mul_ps(table, one_scale(self.scales, scales));
-                for (i, weights) in weights.iter_mut().enumerate() {
-                    let (at, shifts) = if group + i == 2 { (8, last_shifts) } else { (6 * group + 3 * i, shifts) };
-                    let eight = _mm256_set1_epi32(codes.add(at).cast::<i32>().read_unaligned());
-                    *weights = _mm256_permutevar8x32_ps(table, _mm256_srlv_epi32(eight, shifts));
-                }
-            }
+            let [first, second] = [*scales, *scales.add(1)].map(|code| self.0[usize::from(code)].as_ptr());
+            let (first, second) = (_mm256_loadu_ps(first), _mm256_loadu_ps(second));
+            let bits = |at: usize| _mm256_set1_epi32(codes.add(at).cast::<i32>().read_unaligned());
+            let weights = [
+                _mm256_permutevar8x32_ps(first, _mm256_srlv_epi32(bits(0), shifts)),
+                _mm256_permutevar8x32_ps(first, _mm256_srlv_epi32(bits(3), shifts)),
+                _mm256_permutevar8x32_ps(second, _mm256_srlv_epi32(bits(6), shifts)),
+                _mm256_permutevar8x32_ps(second, _mm256_srlv_epi32(bits(8), last_shifts)),
+            ];
             (weights, _mm256_setzero_ps())
         }
     }
 }
 
-/// Tables of 4 entries: half a register of f32 each.
-struct Shaped4<'a> {
-    tables: [[f32; 4]; 4],
-    scales: &'a [f32; 256],
-}
+/// Tables of 4 entries: half a register of scaled f32 for each scale code.
+struct Shaped4(Box<[[f32; 4]; 256]>);
 
-impl Block for Shaped4<'_> {
+impl Block for Shaped4 {
     type V = __m256;
     const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 8;
     const SCALES: usize = 2;
-    const SCALED: bool = true;
+    const SCALED: bool = false;
 
     fn column(lane: usize) -> usize {
         let (vector, half, lane) = (lane / 8, lane / 4 % 2, lane % 4);
@@ -483,22 +511,33 @@ impl Block for Shaped4<'_> {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([__m256; VECTORS], __m256) {
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
         // SAFETY: as the caller promises; tables have four entries.
         unsafe {
-            let [first, second] = [0, 4].map(|at| _mm256_set1_epi32(codes.add(at).cast::<i32>().read_unaligned()));
-            let codes = _mm256_blend_epi32::<0b1111_0000>(first, second);
-            let [first, second] = [shape(&self.tables, scales), shape(&self.tables, scales.add(1))];
-            let table = _mm256_castsi256_ps(load_halves(first.as_ptr().cast(), second.as_ptr().cast()));
+            // The 32 bits of a group four times.
+            let codes = _mm256_set1_epi64x(codes.cast::<i64>().read_unaligned());
+            let codes = _mm256_shuffle_epi8(
+                codes,
+                _mm256_setr_epi32(
+                    0x0302_0100,
+                    0x0302_0100,
+                    0x0302_0100,
+                    0x0302_0100,
+                    0x0706_0504,
+                    0x0706_0504,
+                    0x0706_0504,
+                    0x0706_0504,
+                ),
+            );
+            let table = load_two(&self.0, scales);
             // A lookup heeds the lowest two bits.
             let mut shifts = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
             let mut weights = [_mm256_setzero_ps(); VECTORS];
             for weights in &mut weights {
-                let codes = _mm256_srlv_epi32(codes, shifts);
-                *weights = _mm256_permutevar_ps(table, codes);
+                *weights = _mm256_permutevar_ps(table, _mm256_srlv_epi32(codes, shifts));
                 shifts = _mm256_add_epi32(shifts, _mm256_set1_epi32(8));
             }
-            (weights, two_scales(self.scales, scales))
+            (weights, _mm256_setzero_ps())
         }
     }
 }
@@ -518,7 +557,7 @@ impl Block for Half {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, _: *const u8) -> ([__m256; VECTORS], __m256) {
+    unsafe fn decode(&self, codes: *const u8, _: *const u8) -> Decoded<__m256> {
         // SAFETY: as the caller promises; the level has F16C.
         unsafe {
             let mut weights = [_mm256_setzero_ps(); VECTORS];
@@ -546,7 +585,7 @@ impl Block for Brain {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, _: *const u8) -> ([__m256; VECTORS], __m256) {
+    unsafe fn decode(&self, codes: *const u8, _: *const u8) -> Decoded<__m256> {
         // SAFETY: as the caller promises.
         unsafe {
             let [first, second] = [0, 32].map(|at| _mm256_loadu_si256(codes.add(at).cast()));

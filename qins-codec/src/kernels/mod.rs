@@ -12,6 +12,8 @@ use std::slice::ChunksExact;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 
 /// Rows whose sums are kept while a [piece](PIECE) of the inputs is multiplied.
 pub(crate) const ROWS: usize = 8;
@@ -41,6 +43,8 @@ impl<'a> Products<'a> {
             match level {
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 | Level::Avx512 => avx2::prepare(matrix, inputs),
+                #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+                Level::Neon => neon::prepare(matrix, inputs),
                 _ => None,
             }
         };
@@ -100,13 +104,16 @@ trait Block: Sync {
     /// The column of the block whose weight is in a lane, counted through all vectors.
     fn column(lane: usize) -> usize;
 
-    /// Weights in units of their scales, and the scales by lanes, the same in all vectors.
+    /// Decodes a block.
     ///
     /// # Safety
     /// The processor has the instructions of [`LEVEL`](Self::LEVEL), and from the addresses
     /// [`CODE_BYTES`](Self::CODE_BYTES) and [`SCALES`](Self::SCALES) bytes can be read.
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> ([Self::V; VECTORS], Self::V);
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<Self::V>;
 }
+
+/// The weights of a block in units of their scales, and the scales by lanes, the same in all vectors.
+type Decoded<V> = ([V; VECTORS], V);
 
 /// Inputs in the order in which blocks are decoded: for each block of columns, `M` inputs; zeros after the last column
 /// and the last input.
@@ -114,19 +121,21 @@ struct Inputs<const M: usize>(Vec<CacheLine>);
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct CacheLine([f32; 16]);
+struct CacheLine([f32; LINE]);
+
+const LINE: usize = 16;
 
 impl<const M: usize> Inputs<M> {
     fn new<B: Block>(x: ChunksExact<'_, f32>, cols: usize) -> Self {
-        const LINE: usize = size_of::<CacheLine>() / size_of::<f32>();
-        let blocks = cols.div_ceil(B::COLS);
-        let mut lines = vec![CacheLine([0.0; LINE]); blocks * M * B::COLS / LINE];
+        let mut lines = vec![CacheLine([0.0; LINE]); cols.div_ceil(B::COLS) * M * B::COLS / LINE];
         let columns: Vec<usize> = (0..B::COLS).map(B::column).collect();
         for (input, x) in x.enumerate() {
             for (block, x) in x.chunks(B::COLS).enumerate() {
-                let lines = &mut lines[(block * M + input) * B::COLS / LINE..][..B::COLS / LINE];
-                for (lane, &column) in lines.iter_mut().flat_map(|line| &mut line.0).zip(&columns) {
-                    *lane = x.get(column).copied().unwrap_or(0.0);
+                let lines = &mut lines[(block * M + input) * B::COLS / LINE..];
+                let mut padded = [0.0; MOST_COLS];
+                padded[..x.len()].copy_from_slice(x);
+                for (line, columns) in lines.iter_mut().zip(columns.as_chunks::<LINE>().0) {
+                    line.0 = columns.map(|column| padded[column % MOST_COLS]);
                 }
             }
         }
@@ -134,7 +143,6 @@ impl<const M: usize> Inputs<M> {
     }
 
     fn block<B: Block>(&self, block: usize) -> *const f32 {
-        const LINE: usize = size_of::<CacheLine>() / size_of::<f32>();
         self.0[block * M * B::COLS / LINE..].as_ptr().cast()
     }
 }
@@ -230,6 +238,8 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
     }
 }
 
+/// No block has more weights.
+const MOST_COLS: usize = 64;
 /// No block has more bytes of codes.
 const MOST_BYTES: usize = 128;
 /// No block has more scale codes.
@@ -318,6 +328,35 @@ unsafe fn add_block<B: Block, const M: usize>(
                     *sum = weights.mul_add(B::V::load(x.add(input * B::COLS + j * B::V::LANES)), *sum);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Decoder, Format, Header};
+
+    /// Where there is none, products are right and slow.
+    #[test]
+    fn kernels_are_not_lost() {
+        let kernel = |level, format| {
+            let decoder = Decoder::new(Header { format, rows: 1, cols: 32, base: 1.0, k: 0.5 }).unwrap();
+            let (codes, scales) = (vec![0; decoder.header().code_bytes()], vec![0; decoder.header().scale_bytes()]);
+            Products::new(level, decoder.matrix(&codes, &scales).unwrap(), &[1.0; 32], 1).is_some()
+        };
+        for level in Level::all_supported() {
+            let found: Vec<_> = Format::ALL.iter().copied().filter(|&format| kernel(level, format)).collect();
+            let expected = match level {
+                Level::Scalar => vec![],
+                Level::Avx2 | Level::Avx512 => {
+                    Format::ALL.iter().copied().filter(|format| format.planes() == 1).collect()
+                }
+                Level::Neon => {
+                    vec![Format::Q8, Format::Q8h, Format::Q4, Format::Log8, Format::Fpins1, Format::Bf16]
+                }
+            };
+            assert_eq!(found, expected, "{level:?}");
         }
     }
 }
