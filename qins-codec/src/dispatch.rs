@@ -1,7 +1,8 @@
 //! Which instruction set the kernels run on: all run-time detection stands here.
 //!
-//! A kernel is written once, in plain Rust over arrays of lanes, and compiled once for each [`Level`]. Rust neither
-//! fuses nor reorders float operations, so that every level writes the same bits, and a level decides speed alone.
+//! A kernel of encoding is written once, in plain Rust over arrays of lanes, and compiled once for each [`Level`]. Rust
+//! neither fuses nor reorders float operations, so that every level writes the same bits, and a level decides speed alone.
+//! Kernels of products, `kernels`, are written for their instructions: of those the last bits differ.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 /// ```
 /// use qins_codec::Level;
 ///
-/// // Slower, and the same bits.
+/// // Slower, and the same bits of all but products.
 /// Level::Scalar.set_current();
 /// assert_eq!(Level::current(), Level::Scalar);
 /// Level::detected().set_current();

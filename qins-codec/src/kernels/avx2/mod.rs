@@ -1,0 +1,178 @@
+//! Decoding on AVX2.
+//!
+//! Values that bf16 holds are looked up as two planes of bytes, the upper and the lower halves of a bf16, and joined: the
+//! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
+
+use super::{Block, Decoded, Pass, VECTORS, Vector, pass};
+use crate::{Format, Matrix, dispatch::Level};
+use raw::{Brain, Half};
+use shaped::{Shaped4, Shaped8, Shaped16, Shaped64};
+use signed::{SignMagnitude, SignMagnitude12};
+use std::{arch::x86_64::*, slice::ChunksExact};
+
+mod raw;
+mod shaped;
+mod signed;
+
+pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
+    let decoder = matrix.decoder();
+    let scales = decoder.scales();
+    Some(match matrix.header().format {
+        Format::Q8 | Format::Log8 | Format::Fpins1 => {
+            let values = &decoder.values();
+            match SignMagnitude::<32, 2>::new(values, scales) {
+                Some(block) => pass(block, matrix, x),
+                None => pass(SignMagnitude::<32, 6>::new(values, scales)?, matrix, x),
+            }
+        }
+        Format::Q8h => {
+            let values = &decoder.values();
+            match SignMagnitude::<16, 2>::new(values, scales) {
+                Some(block) => pass(block, matrix, x),
+                None => pass(SignMagnitude::<16, 6>::new(values, scales)?, matrix, x),
+            }
+        }
+        Format::Q12 => pass(SignMagnitude12::new(&decoder.values(), scales), matrix, x),
+        Format::Q6 => pass(Shaped64::new(Format::Q6, scales), matrix, x),
+        Format::Q4 => pass(Shaped16::new(&decoder.values(), scales), matrix, x),
+        Format::Q3 => pass(Shaped8::new(&decoder.values(), scales), matrix, x),
+        Format::Q2 => pass(Shaped4::new(&decoder.values(), scales), matrix, x),
+        Format::F16 => pass(Half, matrix, x),
+        Format::Bf16 => pass(Brain, matrix, x),
+        Format::Fpins2 | Format::Fpins3 => return None,
+    })
+}
+
+impl Vector for __m256 {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller has found AVX2 and FMA, here and in all functions of this file.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as above, and eight values can be read.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_add_ps(self, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_mul_ps(self, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_fmadd_ps(self, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut lanes = [0f32; 8];
+        // SAFETY: as above; the array holds eight values.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), self) };
+        let [a, b, c, d, e, f, g, h] = lanes;
+        ((a + e) + (b + f)) + ((c + g) + (d + h))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch of any address is legal.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// The upper and lower bytes of 32 bf16 numbers as f32; [`bf16_column`] says which are where.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn join_planes(upper: __m256i, lower: __m256i) -> [__m256; VECTORS] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let (first, second) = (_mm256_unpacklo_epi8(lower, upper), _mm256_unpackhi_epi8(lower, upper));
+        widen(first, second)
+    }
+}
+
+/// The even and the odd of either 16 bf16 numbers as f32.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn widen(first: __m256i, second: __m256i) -> [__m256; VECTORS] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mask = _mm256_set1_epi32(0xFFFF_0000u32 as i32);
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(first)),
+            _mm256_castsi256_ps(_mm256_and_si256(first, mask)),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(second)),
+            _mm256_castsi256_ps(_mm256_and_si256(second, mask)),
+        ]
+    }
+}
+
+/// The column in a lane after [`join_planes`].
+fn bf16_column(lane: usize) -> usize {
+    let (vector, half, lane) = (lane / 8, lane / 4 % 2, lane % 4);
+    16 * half + 8 * (vector / 2) + 2 * lane + vector % 2
+}
+
+/// One scale for all lanes.
+///
+/// # Safety
+/// Needs AVX2; a byte can be read at `codes`.
+#[inline(always)]
+unsafe fn one_scale(table: &[f32; 256], codes: *const u8) -> __m256 {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_broadcast_ss(&table[usize::from(*codes)]) }
+}
+
+/// Each scale four times, to be loaded to half a register.
+fn by_four(scales: &[f32; 256]) -> Box<[[f32; 4]; 256]> {
+    Box::new(scales.map(|scale| [scale; 4]))
+}
+
+/// What a table has for one scale code in one half, for the next in the other.
+///
+/// # Safety
+/// Needs AVX2; two bytes can be read at `codes`.
+#[inline(always)]
+unsafe fn load_two(table: &[[f32; 4]; 256], codes: *const u8) -> __m256 {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let [first, second] = [*codes, *codes.add(1)].map(|code| table[usize::from(code)].as_ptr());
+        _mm256_castsi256_ps(load_halves(first.cast(), second.cast()))
+    }
+}
+
+/// The 16 bytes at an address in both halves.
+///
+/// # Safety
+/// Needs AVX2; 16 bytes can be read.
+#[inline(always)]
+unsafe fn load_twice(from: *const u8) -> __m256i {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast())) }
+}
+
+/// Sixteen bytes for either half.
+///
+/// # Safety
+/// Needs AVX2; 16 bytes can be read at both.
+#[inline(always)]
+unsafe fn load_halves(first: *const u8, second: *const u8) -> __m256i {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_set_m128i(_mm_loadu_si128(second.cast()), _mm_loadu_si128(first.cast())) }
+}

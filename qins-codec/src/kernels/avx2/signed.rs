@@ -1,0 +1,154 @@
+//! Formats with a sign bit and a magnitude code.
+
+use super::*;
+
+/// Sign and 7-bit magnitude, of which the table falls from code 0 on. Lower bytes are looked up sixteen entries at a time;
+/// upper bytes, which change slowly, among the last 16 codes, and before them by the `STEPS` codes at which they fall.
+pub(super) struct SignMagnitude<'a, const GROUP: usize, const STEPS: usize> {
+    lower: [__m256i; 8],
+    upper_end: __m256i,
+    /// An upper byte is greater by one for each of these codes that is greater than its own.
+    steps: [__m256i; STEPS],
+    scales: &'a [f32; 256],
+    /// For groups of 16.
+    scales_by_four: Box<[[f32; 4]; 256]>,
+}
+
+/// The first code of those whose upper bytes are looked up.
+const END: usize = 112;
+
+impl<'a, const GROUP: usize, const STEPS: usize> SignMagnitude<'a, GROUP, STEPS> {
+    /// `None` if the upper bytes fall more often before [`END`], or rise. Needs AVX2.
+    pub(super) fn new(values: &[f32], scales: &'a [f32; 256]) -> Option<Self> {
+        let mut planes = [[0u8; 128]; 2];
+        for (m, &value) in values[..128].iter().enumerate() {
+            let [0, 0, lower, upper] = value.to_bits().to_le_bytes() else { return None };
+            (planes[0][m], planes[1][m]) = (lower, upper);
+        }
+        let [lower, upper] = &planes;
+        if upper[0] > 0x7F {
+            return None;
+        }
+        let (mut steps, mut found) = ([0i8; STEPS], 0);
+        for m in 1..=END {
+            for _ in 0..upper[m - 1].checked_sub(upper[m])? {
+                *steps.get_mut(found)? = m as i8;
+                found += 1;
+            }
+        }
+        // SAFETY: kernels are prepared only where there is AVX2; each address is that of 16 bytes or more.
+        unsafe {
+            Some(Self {
+                lower: std::array::from_fn(|i| load_twice(lower[16 * i..].as_ptr())),
+                upper_end: load_twice(upper[END..].as_ptr()),
+                steps: steps.map(|code| _mm256_set1_epi8(code)),
+                scales,
+                scales_by_four: by_four(scales),
+            })
+        }
+    }
+}
+
+impl<const GROUP: usize, const STEPS: usize> Block for SignMagnitude<'_, GROUP, STEPS> {
+    type V = __m256;
+    const LEVEL: Level = Level::Avx2;
+    const CODE_BYTES: usize = 32;
+    const SCALES: usize = 32 / GROUP;
+    const SCALED: bool = true;
+
+    fn column(lane: usize) -> usize {
+        bf16_column(lane)
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let codes = _mm256_loadu_si256(codes.cast());
+            let magnitudes = _mm256_and_si256(codes, _mm256_set1_epi8(0x7F));
+
+            let mut upper = _mm256_subs_epu8(magnitudes, _mm256_set1_epi8(END as i8));
+            upper = _mm256_shuffle_epi8(self.upper_end, upper);
+            for &step in &self.steps {
+                // A true comparison is -1.
+                upper = _mm256_sub_epi8(upper, _mm256_cmpgt_epi8(step, magnitudes));
+            }
+            upper = _mm256_or_si256(upper, _mm256_andnot_si256(_mm256_set1_epi8(0x7F), codes));
+
+            // A blend looks at the upper bit of each byte.
+            let [bit_4, bit_5] = [_mm256_slli_epi16::<3>(codes), _mm256_slli_epi16::<2>(codes)];
+            let bit_6 = _mm256_slli_epi16::<1>(codes);
+            let mut quarters = [magnitudes; 4];
+            for (i, quarter) in quarters.iter_mut().enumerate() {
+                let [even, odd] = [2 * i, 2 * i + 1].map(|at| _mm256_shuffle_epi8(self.lower[at], magnitudes));
+                *quarter = _mm256_blendv_epi8(even, odd, bit_4);
+            }
+            let [a, b, c, d] = quarters;
+            let lower = _mm256_blendv_epi8(_mm256_blendv_epi8(a, b, bit_5), _mm256_blendv_epi8(c, d, bit_5), bit_6);
+
+            let scale = match GROUP {
+                32 => one_scale(self.scales, scales),
+                _ => load_two(&self.scales_by_four, scales),
+            };
+            (join_planes(upper, lower), scale)
+        }
+    }
+}
+
+/// Sign and 11-bit magnitude: a gather, as no registers hold the table.
+pub(super) struct SignMagnitude12<'a> {
+    /// The magnitudes are the first 2048.
+    values: Vec<f32>,
+    scales: &'a [f32; 256],
+}
+
+impl<'a> SignMagnitude12<'a> {
+    pub(super) fn new(values: &[f32], scales: &'a [f32; 256]) -> Self {
+        Self { values: values.to_vec(), scales }
+    }
+}
+
+impl Block for SignMagnitude12<'_> {
+    type V = __m256;
+    const LEVEL: Level = Level::Avx2;
+    const CODE_BYTES: usize = 48;
+    const SCALES: usize = 1;
+    const SCALED: bool = true;
+
+    fn column(lane: usize) -> usize {
+        lane
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
+        // The two bytes with code `i` of eight in each 32 bits; those with an odd one begin with four bits of another.
+        const BYTES: [u8; 32] = {
+            let mut bytes = [0x80; 32];
+            let mut i = 0;
+            while i < 8 {
+                (bytes[4 * i], bytes[4 * i + 1]) = ((i * 3 / 2) as u8, (i * 3 / 2 + 1) as u8);
+                i += 1;
+            }
+            bytes
+        };
+        // SAFETY: as the caller promises; the last load is that of the last 16 bytes; eleven bits are less than 2048.
+        unsafe {
+            let bytes = _mm256_loadu_si256(BYTES.as_ptr().cast());
+            let shifts = _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4);
+            let mut weights = [_mm256_setzero_ps(); VECTORS];
+            for (j, weights) in weights.iter_mut().enumerate() {
+                let eight = if j < 3 {
+                    _mm256_shuffle_epi8(load_twice(codes.add(12 * j)), bytes)
+                } else {
+                    _mm256_shuffle_epi8(load_twice(codes.add(32)), _mm256_add_epi8(bytes, _mm256_set1_epi8(4)))
+                };
+                let eight = _mm256_srlv_epi32(eight, shifts);
+                let magnitudes = _mm256_and_si256(eight, _mm256_set1_epi32(0x7FF));
+                let signs = _mm256_and_si256(_mm256_slli_epi32::<20>(eight), _mm256_set1_epi32(i32::MIN));
+                let magnitudes = _mm256_i32gather_ps::<4>(self.values.as_ptr(), magnitudes);
+                *weights = _mm256_xor_ps(magnitudes, _mm256_castsi256_ps(signs));
+            }
+            (weights, one_scale(self.scales, scales))
+        }
+    }
+}
