@@ -154,7 +154,7 @@ impl Packed {
     }
 }
 
-/// A source and its inputs, of which there are more than one vector.
+/// A source and its inputs.
 struct Panels<S> {
     source: S,
     cols: usize,
@@ -178,7 +178,6 @@ pub(super) fn of_rows<'a, V: Vector + 'a>(matrix: Matrix<'a>, x: &ChunksExact<'_
 fn panels<'a, S: Source + 'a>(source: S, matrix: Matrix<'a>, x: &ChunksExact<'_, f32>) -> Box<dyn Pass + 'a> {
     let cols = matrix.header().cols;
     let inputs = Packed::new::<S>(x, cols);
-    assert!(inputs.vectors > 1, "few inputs have kernels of their own");
     Box::new(Panels { source, cols, inputs })
 }
 
@@ -222,9 +221,8 @@ impl<S: Source> Kernel for Panel<'_, S> {
             while vector < inputs.vectors {
                 let x = inputs.piece::<S::V>(piece, vector);
                 let out = &mut self.out[vector * S::V::LANES..];
-                // An odd number ends with three.
-                vector += if inputs.vectors - vector == 3 {
-                    tiles::<S::V, 4, 3>(&weights, x, count, out, stride)
+                vector += if inputs.vectors - vector == 1 {
+                    tiles::<S::V, 12, 1>(&weights, x, count, out, stride)
                 } else {
                     tiles::<S::V, 6, 2>(&weights, x, count, out, stride)
                 };
