@@ -21,7 +21,7 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         Format::Q8h => pass(SignMagnitude::<16>::new(&decoder.values(), scales), matrix, x),
         Format::Q4 => pass(Shaped16::new(&decoder.values(), scales), matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
-        _ => return panel::of_rows::<Lanes>(matrix, &x),
+        _ => panel::of_rows::<Lanes>(matrix, &x),
     })
 }
 

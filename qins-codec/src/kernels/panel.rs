@@ -170,9 +170,9 @@ pub(super) fn of_blocks<'a, B: Block + 'a>(
     panels(Blocks { block, matrix }, matrix, x)
 }
 
-/// A pass over all inputs with rows that are decoded as everywhere, if inputs are enough.
-pub(super) fn of_rows<'a, V: Vector + 'a>(matrix: Matrix<'a>, x: &ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
-    (x.len() >= PANEL_INPUTS).then(|| panels(Plain::<V> { matrix, level: PhantomData }, matrix, x))
+/// A pass over any inputs with rows that are decoded as everywhere.
+pub(super) fn of_rows<'a, V: Vector + 'a>(matrix: Matrix<'a>, x: &ChunksExact<'_, f32>) -> Box<dyn Pass + 'a> {
+    panels(Plain::<V> { matrix, level: PhantomData }, matrix, x)
 }
 
 fn panels<'a, S: Source + 'a>(source: S, matrix: Matrix<'a>, x: &ChunksExact<'_, f32>) -> Box<dyn Pass + 'a> {
@@ -191,8 +191,7 @@ impl<S: Source> Pass for Panels<S> {
     }
 
     fn of_rows(&self, first: usize, out: &mut [f32], stride: usize) {
-        assert_eq!(stride, self.stride());
-        S::V::LEVEL.run(Panel { panels: self, first, out });
+        S::V::LEVEL.run(Panel { panels: self, first, out, stride });
     }
 }
 
@@ -200,6 +199,7 @@ struct Panel<'a, S> {
     panels: &'a Panels<S>,
     first: usize,
     out: &'a mut [f32],
+    stride: usize,
 }
 
 impl<S: Source> Kernel for Panel<'_, S> {
@@ -208,8 +208,8 @@ impl<S: Source> Kernel for Panel<'_, S> {
     #[inline(always)]
     fn run(self) {
         let Panels { source, cols, inputs } = self.panels;
-        let stride = inputs.vectors * S::V::LANES;
-        let rows = self.out.len() / stride;
+        let stride = self.stride;
+        let rows = self.out.len().div_ceil(stride);
         let mut weights = vec![0f32; PANEL_ROWS * COLS];
         for (piece, start) in (0..*cols).step_by(COLS).enumerate() {
             let count = COLS.min(cols - start).next_multiple_of(S::UNIT);
@@ -228,9 +228,9 @@ impl<S: Source> Kernel for Panel<'_, S> {
                 };
             }
         }
-        for (row, out) in self.out.chunks_exact_mut(stride).enumerate() {
+        for (row, out) in self.out.chunks_mut(stride).enumerate() {
             let base = source.base(self.first + row);
-            out.iter_mut().for_each(|out| *out *= base);
+            out[..inputs.vectors * S::V::LANES].iter_mut().for_each(|out| *out *= base);
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         Format::Q2 => pass(Shaped4::new(&decoder.values(), scales), matrix, x),
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
-        Format::Fpins2 | Format::Fpins3 => return panel::of_rows::<__m256>(matrix, &x),
+        Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m256>(matrix, &x),
     })
 }
 
