@@ -1,7 +1,7 @@
 //! How near products with encoded weights come to the speed of memory:
 //!
 //! ```sh
-//! cargo run --release -p qins-codec --example matmul_speed -- [FORMAT...]
+//! cargo run --release -p qins-codec --example matmul_speed -- [--prompts] [FORMAT...]
 //! ```
 //!
 //! For 1, 4 and 8 inputs, on one thread and on two: the best of some passes over as many matrices as no cache holds, in
@@ -9,6 +9,9 @@
 //! the same run; the speed-up over decoding row after row, which is level `scalar`, and over a plain dot product with f32
 //! weights. Last, for 1 input, milliseconds for as much
 //! of a matrix that stays in the cache.
+//!
+//! Before that, and alone with `--prompts`, the first shape with 8 to 256 inputs: milliseconds a matrix, GFLOP/s, and those as a share of what a
+//! loop that only multiplies and adds reaches, measured beside it.
 
 use qins_codec::{Encoded, Format, Level, Slice, encode};
 use rayon::prelude::*;
@@ -21,6 +24,9 @@ const STREAMED: usize = 256 << 20;
 const SHAPES: [(usize, usize); 2] = [(8192, 3072), (3072, 3072)];
 
 const INPUTS: [usize; 3] = [1, 4, 8];
+
+/// Those of prompts.
+const MANY_INPUTS: [usize; 10] = [8, 10, 12, 16, 20, 24, 32, 64, 128, 256];
 
 const PASSES: usize = 5;
 
@@ -76,6 +82,46 @@ fn float_product(rows: usize, cols: usize) -> f64 {
     best(PASSES, all) / count as f64
 }
 
+/// GFLOP/s of `threads` that do nothing but multiply and add.
+fn peak(threads: usize) -> f64 {
+    const LANES: usize = 8;
+    const SUMS: usize = 12;
+    const ROUNDS: usize = 1 << 22;
+
+    #[inline(always)]
+    fn chains(mut sums: [[f32; LANES]; SUMS]) -> [[f32; LANES]; SUMS] {
+        let (a, b) = (black_box(0.999), black_box(0.001));
+        for _ in 0..ROUNDS {
+            for sums in &mut sums {
+                *sums = sums.map(|sum| f32::mul_add(sum, a, b));
+            }
+        }
+        sums
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn fused(sums: [[f32; LANES]; SUMS]) -> [[f32; LANES]; SUMS] {
+        chains(sums)
+    }
+
+    let chains = |sums| {
+        #[cfg(target_arch = "x86_64")]
+        if Level::Avx2.is_supported() {
+            // SAFETY: the level has AVX2 and FMA.
+            return unsafe { fused(sums) };
+        }
+        chains(sums)
+    };
+    let all = || {
+        (0..threads)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|_| _ = black_box(chains(black_box([[1.0; LANES]; SUMS]))))
+    };
+    (2 * LANES * SUMS * ROUNDS * threads) as f64 / best(PASSES, all) / 1e9
+}
+
 fn copies(encoded: Encoded, count: usize) -> Vec<Encoded> {
     let (decoder, codes, scales) = encoded.into_parts();
     let copy = || Encoded::from_parts(decoder.clone(), codes.clone(), scales.clone()).expect("the same lengths");
@@ -93,8 +139,31 @@ fn product(matrices: &[Encoded], level: Level, passes: usize, m: usize) -> f64 {
     best(passes, all) / matrices.len() as f64
 }
 
+fn prompts(formats: &[Format], pools: &[(usize, rayon::ThreadPool)], level: Level) {
+    let (rows, cols) = SHAPES[0];
+    println!("\n[m, {cols}] x [{cols}, {rows}]");
+    println!("{:8}{:>5}{:>9}{:>9}{:>9}{:>8}", "format", "m", "threads", "ms", "GFLOP/s", "share");
+    let weights = draws(rows * cols);
+    for &format in formats {
+        let matrix = [encode(format, &Slice::new(&weights, rows, cols)).expect("finite weights")];
+        for (threads, pool) in pools {
+            for m in MANY_INPUTS {
+                let seconds = pool.install(|| product(&matrix, level, PASSES, m));
+                let rate = (2 * m * rows * cols) as f64 / seconds / 1e9;
+                let share = rate / pool.install(|| peak(*threads)) * 100.0;
+                println!("{:8}{m:5}{threads:9}{:9.2}{rate:9.1}{share:7.0}%", format.name(), seconds * 1e3);
+            }
+        }
+    }
+}
+
 fn main() {
-    let mut formats: Vec<Format> = std::env::args().skip(1).map(|name| name.parse().expect("a format")).collect();
+    let mut names: Vec<String> = std::env::args().skip(1).collect();
+    let only_prompts = names.first().is_some_and(|name| name == "--prompts");
+    if only_prompts {
+        names.remove(0);
+    }
+    let mut formats: Vec<Format> = names.iter().map(|name| name.parse().expect("a format")).collect();
     if formats.is_empty() {
         formats = Format::ALL.to_vec();
     }
@@ -102,6 +171,10 @@ fn main() {
     let pools = [1, 2].map(|threads| (threads, pool(threads)));
     let level = Level::detected();
     println!("level {}", level.name());
+    prompts(&formats, &pools, level);
+    if only_prompts {
+        return;
+    }
     for (rows, cols) in SHAPES {
         let mut limits = Vec::new();
         println!("\n[m, {cols}] x [{cols}, {rows}]");

@@ -42,6 +42,7 @@ impl Planes {
     }
 
     /// `|w|/s` at the centre of a cell.
+    #[inline(always)]
     fn value(&self, cell: u32) -> f64 {
         law(f64::from(2 * cell + 1) / f64::from(2 * self.cells), self.k) / self.first
     }
@@ -53,15 +54,29 @@ impl Planes {
         ((u * f64::from(self.cells)) as u32).min(self.cells - 1)
     }
 
-    /// Decodes a row: its codes in each plane, and the scales of its groups.
-    pub(crate) fn decode_row(&self, planes: &[&[u8]], scales: impl Iterator<Item = f32>, out: &mut [f32]) {
-        for ((i, out), s) in out.chunks_mut(GROUP).enumerate().zip(scales) {
+    /// Decodes groups of a row: codes in each plane, and scales.
+    #[inline(always)]
+    pub(crate) fn decode<const COUNT: usize>(
+        &self,
+        planes: [&[u8]; COUNT],
+        scales: impl Iterator<Item = f32>,
+        out: &mut [f32],
+    ) {
+        let decode = |i: usize, s: f32, out: &mut [f32]| {
+            let planes = planes.map(|plane| &plane[i * GROUP..][..out.len()]);
             for (j, o) in out.iter_mut().enumerate() {
-                let code = |plane: &&[u8]| u32::from(plane[i * GROUP + j]);
-                let signed = code(&planes[0]);
-                let cell = planes[1..].iter().fold(signed % FIRST_CELLS, |cell, plane| cell << 8 | code(plane));
+                let signed = u32::from(planes[0][j]);
+                let next = |cell: u32, plane: &&[u8]| cell << 8 | u32::from(plane[j]);
+                let cell = planes[1..].iter().fold(signed % FIRST_CELLS, next);
                 let magnitude = (f64::from(s) * self.value(cell)) as f32;
                 *o = if signed < FIRST_CELLS { magnitude } else { -magnitude };
+            }
+        };
+        for ((i, out), s) in out.chunks_mut(GROUP).enumerate().zip(scales) {
+            // A known length makes vectors of it.
+            match out.as_chunks_mut::<GROUP>() {
+                ([out], []) => decode(i, s, out),
+                _ => decode(i, s, out),
             }
         }
     }

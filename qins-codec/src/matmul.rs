@@ -1,6 +1,6 @@
 //! Matrix products on encoded weights that never build the float matrix.
 //!
-//! The kernels of `kernels` keep decoded weights in registers. Where there is none, one row is decoded at a time into a
+//! The kernels of `kernels` keep decoded weights in registers, or for many inputs in the cache. Where there is none, one row is decoded at a time into a
 //! buffer that stays in the first-level cache, and is used for every input before the next.
 
 use crate::{
@@ -11,6 +11,9 @@ use rayon::prelude::*;
 
 /// Bytes of codes that one task reads at least: enough work to pay for the task, enough tasks to share.
 const TASK: usize = 32 << 10;
+
+/// Inputs whose products are put in order together: a cache line of them.
+const INPUTS: usize = 16;
 
 /// Partial sums of a dot product; fixed, so that a result does not depend on the machine.
 const LANES: usize = 16;
@@ -40,7 +43,7 @@ impl Matrix<'_> {
             return vec![0.0; rows * m];
         }
         if let Some(products) = Products::new(level, *self, x, m) {
-            return self.by_rows(m, |first, out| products.of_rows(first, out));
+            return self.by_rows(m, products.stride(), products.rows(), |first, out| products.of_rows(first, out));
         }
         let decode = |first: usize, out: &mut [f32]| {
             let mut weights = vec![0.0; cols];
@@ -51,31 +54,34 @@ impl Matrix<'_> {
                 }
             }
         };
-        self.by_rows(m, decode)
+        self.by_rows(m, m, kernels::ROWS, decode)
     }
 
-    /// Shares rows among threads; `work` fills `[rows, m]` from a first row on.
-    fn by_rows(&self, m: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    /// Shares rows among threads, so many or a multiple at once; `work` fills zeros, `[rows, stride]`, from a first row on.
+    fn by_rows(&self, m: usize, stride: usize, at_once: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
         let header = self.header();
         let rows = header.rows;
-        let rows_a_task = (TASK / (header.code_bytes() / rows)).next_multiple_of(kernels::ROWS);
+        let rows_a_task = (TASK / (header.code_bytes() / rows)).max(1).next_multiple_of(at_once);
         // [out, m] first: each task owns whole rows of it.
-        let mut transposed = vec![0.0; rows * m];
+        let mut transposed = vec![0.0; rows * stride];
         if rows <= rows_a_task {
             work(0, &mut transposed);
         } else {
-            let tasks = transposed.par_chunks_mut(rows_a_task * m).enumerate();
+            let tasks = transposed.par_chunks_mut(rows_a_task * stride).enumerate();
             tasks.for_each(|(task, out)| work(task * rows_a_task, out));
         }
-        if m == 1 {
+        if stride == 1 {
             return transposed;
         }
         let mut out = vec![0.0; rows * m];
-        for (row, values) in transposed.chunks_exact(m).enumerate() {
-            for (i, &value) in values.iter().enumerate() {
-                out[i * rows + row] = value;
+        let some_inputs = out.par_chunks_mut(rows * INPUTS).enumerate();
+        some_inputs.for_each(|(i, out)| {
+            for (row, values) in transposed.chunks_exact(stride).enumerate() {
+                for (out, &value) in out.chunks_exact_mut(rows).zip(&values[i * INPUTS..]) {
+                    out[row] = value;
+                }
             }
-        }
+        });
         out
     }
 }

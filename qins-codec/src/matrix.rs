@@ -205,22 +205,34 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// If there is no such row, or `out` does not hold exactly one row.
     pub fn decode_row(&self, row: usize, out: &mut [f32]) {
-        let Header { format, rows, cols, .. } = self.decoder.header;
+        let Header { rows, cols, .. } = self.decoder.header;
         assert!(row < rows, "row {row} of a matrix of {rows} rows");
         assert_eq!(out.len(), cols, "a row holds {cols} weights");
+        self.decode_columns(row, 0, out);
+    }
+
+    /// Decodes a part of a row: as many columns as `out` is long, from `first` on, which starts a group and a byte.
+    #[inline(always)]
+    pub(crate) fn decode_columns(&self, row: usize, first: usize, out: &mut [f32]) {
+        let Header { format, rows, cols, .. } = self.decoder.header;
         let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
-        let codes = &self.codes[row * code_bytes..][..code_bytes];
+        let codes = |plane: usize| {
+            let of_row = &self.codes[(plane * rows + row) * code_bytes..][..code_bytes];
+            &of_row[first * format.code_bits() / 8..]
+        };
         if format.is_raw() {
-            return raw::decode(format, codes, out);
-        }
-        if format.planes() > 1 {
-            let of_row = |plane: usize| &self.codes[(plane * rows + row) * code_bytes..][..code_bytes];
-            let planes: Vec<&[u8]> = (0..format.planes()).map(of_row).collect();
-            let scales = self.scales[row * scale_bytes..].iter().map(|&code| self.decoder.scales[usize::from(code)]);
-            return Planes::new(format, self.decoder.header.k).decode_row(&planes, scales, out);
+            return raw::decode(format, codes(0), out);
         }
         let base = self.base(row);
-        let scales = &self.scales[row * scale_bytes..][..scale_bytes][format.base_bytes()..];
+        let scales = &self.scales[row * scale_bytes..][..scale_bytes][format.base_bytes() + first / format.group()..];
+        let of_scales = || scales.iter().map(|&code| self.decoder.scales[usize::from(code)]);
+        let k = self.decoder.header.k;
+        match format.planes() {
+            1 => {}
+            2 => return Planes::new(format, k).decode([codes(0), codes(1)], of_scales(), out),
+            _ => return Planes::new(format, k).decode([codes(0), codes(1), codes(2)], of_scales(), out),
+        }
+        let codes = codes(0);
         match format.code_bits() {
             2 => self.decode_groups::<2, 4>(base, scales, codes, out),
             3 => self.decode_groups::<3, 8>(base, scales, codes, out),

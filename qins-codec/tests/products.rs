@@ -68,6 +68,49 @@ fn every_number_of_columns_and_inputs() {
     }
 }
 
+/// On both sides of where panels begin, with odd rows and columns of several pieces and tiles.
+#[test]
+fn every_number_of_many_inputs() {
+    for &format in Format::ALL {
+        let k = if format == Format::Log8 { 6.0 } else { 0.5 };
+        for m in (0..=40).chain([63, 64, 65, 100, 131]) {
+            let (rows, cols) = (1 + m * 7 % 60, 1 + m * 37 % 600);
+            check(&matrix(format, rows, cols, 0.02, k, m as u64), &inputs(m, cols, 3), m);
+        }
+        // Whole pieces, and one column more.
+        for cols in [256, 257, 512, 513] {
+            check(&matrix(format, 49, cols, 0.02, k, 1), &inputs(17, cols, 3), 17);
+        }
+    }
+}
+
+/// One row has more bytes of codes than a task is given.
+#[test]
+fn the_longest_rows() {
+    for format in [Format::Q8, Format::Bf16, Format::Fpins3] {
+        for m in [1, 12] {
+            check(&matrix(format, 50, 40_001, 0.02, 0.5, 1), &inputs(m, 40_001, 3), m);
+        }
+    }
+}
+
+/// What else is in the call does not change a product.
+#[test]
+fn bits_do_not_depend_on_the_number_of_many_inputs() {
+    for &format in Format::ALL {
+        let (rows, cols) = (61, 300);
+        let encoded = matrix(format, rows, cols, 0.02, 0.5, 7);
+        let x = inputs(48, cols, 1);
+        for level in Level::all_supported() {
+            let all = encoded.matrix().matmul_at(level, &x, 48);
+            for m in [16, 17, 25, 40] {
+                let some = encoded.matrix().matmul_at(level, &x[..m * cols], m);
+                assert!(some == all[..m * rows], "{format} at {level:?}, {m} inputs");
+            }
+        }
+    }
+}
+
 /// Longer than what is multiplied at once, and more rows than one task has.
 #[test]
 fn long_rows_and_many() {
@@ -111,7 +154,7 @@ fn every_table() {
 fn bits_do_not_depend_on_the_number_of_threads() {
     for &format in Format::ALL {
         let encoded = matrix(format, 997, 300, 0.02, 0.5, 7);
-        for m in [1, 3, 8, 20] {
+        for m in [1, 3, 8, 20, 65] {
             let x = inputs(m, 300, 1);
             for level in Level::all_supported() {
                 let run = |threads| {
@@ -119,7 +162,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
                     pool.install(|| encoded.matrix().matmul_at(level, &x, m))
                 };
                 let one = run(1);
-                assert!(run(2) == one && run(5) == one, "{format} at {level:?}, {m} inputs");
+                assert!(run(2) == one && run(7) == one, "{format} at {level:?}, {m} inputs");
             }
         }
     }
@@ -132,13 +175,15 @@ fn inputs_that_are_not_finite_reach_the_products() {
         let encoded = matrix(format, 20, 70, 0.02, 0.5, 5);
         for level in Level::all_supported() {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let mut x = inputs(3, 70, 1);
-                x[70 + 69] = bad;
-                let product = encoded.matrix().matmul_at(level, &x, 3);
-                let finite = |i: usize| product[i * 20..][..20].iter().filter(|p| p.is_finite()).count();
-                assert_eq!([0, 1, 2].map(finite), [20, 0, 20], "{format} at {level:?}");
-                if bad.is_nan() {
-                    assert!(product[20..40].iter().all(|p| p.is_nan()));
+                for m in [3, 19] {
+                    let mut x = inputs(m, 70, 1);
+                    x[70 + 69] = bad;
+                    let product = encoded.matrix().matmul_at(level, &x, m);
+                    let finite = |i: usize| product[i * 20..][..20].iter().filter(|p| p.is_finite()).count();
+                    assert!((0..m).all(|i| finite(i) == if i == 1 { 0 } else { 20 }), "{format} at {level:?}, {m}");
+                    if bad.is_nan() {
+                        assert!(product[20..40].iter().all(|p| p.is_nan()));
+                    }
                 }
             }
         }
@@ -149,7 +194,7 @@ proptest! {
     #[test]
     fn any_bytes_and_any_scale(
         format in prop::sample::select(Format::ALL),
-        (rows, cols, m) in (0usize..20, 0usize..MOST_COLS, 0usize..12),
+        (rows, cols, m) in (0usize..20, 0usize..MOST_COLS, 0usize..30),
         exponent in -40i32..36,
         k in prop_oneof![0.0..3.0, 0.0..100.0f64],
         seed in any::<u64>(),

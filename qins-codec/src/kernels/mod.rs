@@ -1,4 +1,5 @@
-//! Products of a few inputs with encoded weights: codes are read once, decoded in registers and multiplied there.
+//! Products with encoded weights: for a few inputs, codes are read once, decoded in registers and multiplied there; for
+//! many, [`panel`] decodes to memory.
 //!
 //! This file has what all formats and instruction sets share: which weights are decoded together ([`Block`]), how inputs
 //! lie in memory ([`Inputs`]), and the loop over rows. How a block is decoded stands in a file for each instruction set.
@@ -14,6 +15,7 @@ use std::slice::ChunksExact;
 mod avx2;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
+mod panel;
 
 /// Rows whose sums are kept while a [piece](PIECE) of the inputs is multiplied.
 pub(crate) const ROWS: usize = 8;
@@ -27,10 +29,14 @@ const VECTORS: usize = 4;
 /// Inputs that are multiplied in one pass over the codes: as many sums as registers hold.
 const MOST_INPUTS: usize = 8;
 
+/// From so many inputs on, it pays to write decoded weights to memory, as [`panel`] does.
+const PANEL_INPUTS: usize = 13;
+
 /// A matrix and its inputs, ready to be multiplied.
 pub(crate) struct Products<'a> {
     passes: Vec<Box<dyn Pass + 'a>>,
-    m: usize,
+    rows: usize,
+    stride: usize,
 }
 
 impl<'a> Products<'a> {
@@ -48,23 +54,43 @@ impl<'a> Products<'a> {
                 _ => None,
             }
         };
-        let passes = x.chunks(MOST_INPUTS * cols).map(pass).collect::<Option<_>>()?;
-        Some(Self { passes, m })
+        let at_once = if m < PANEL_INPUTS { MOST_INPUTS } else { m };
+        let passes: Vec<_> = x.chunks(at_once * cols).map(pass).collect::<Option<_>>()?;
+        let stride = passes.iter().map(|pass| pass.stride()).sum();
+        Some(Self { rows: passes[0].rows(), passes, stride })
     }
 
-    /// The products of the rows `first` and up, `[rows, m]`.
+    /// Rows that [`of_rows`](Self::of_rows) is best called for, or a multiple.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values from one row's products to the next's: no fewer than there are inputs.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The products of the rows `first` and up, `[rows, stride]`, to zeros.
     pub(crate) fn of_rows(&self, first: usize, out: &mut [f32]) {
-        for (i, out) in out.chunks_mut(ROWS * self.m).enumerate() {
-            for (pass, input) in self.passes.iter().zip((0..).step_by(MOST_INPUTS)) {
-                pass.of_rows(first + i * ROWS, &mut out[input..], self.m);
+        for (i, out) in out.chunks_mut(self.rows * self.stride).enumerate() {
+            let mut start = 0;
+            for pass in &self.passes {
+                pass.of_rows(first + i * self.rows, &mut out[start..], self.stride);
+                start += pass.stride();
             }
         }
     }
 }
 
-/// At most [`MOST_INPUTS`] inputs.
+/// Some of the inputs.
 trait Pass: Sync {
-    /// Their products with at most [`ROWS`] rows, those of one row `stride` after those of the one before.
+    /// Most rows at once.
+    fn rows(&self) -> usize;
+
+    /// Values that a row's products take.
+    fn stride(&self) -> usize;
+
+    /// Products with at most [`rows`](Self::rows) rows, those of one row `stride` after those of the one before.
     fn of_rows(&self, first: usize, out: &mut [f32], stride: usize);
 }
 
@@ -74,9 +100,15 @@ trait Pass: Sync {
 /// All functions need the instructions of the implementing type.
 trait Vector: Copy + Sync {
     const LANES: usize;
+    /// One that has the instructions.
+    const LEVEL: Level;
     unsafe fn zero() -> Self;
+    /// One value in all lanes.
+    unsafe fn splat(from: *const f32) -> Self;
     /// Reads [`LANES`](Self::LANES) values.
     unsafe fn load(from: *const f32) -> Self;
+    /// Writes [`LANES`](Self::LANES) values.
+    unsafe fn store(self, to: *mut f32);
     unsafe fn add(self, b: Self) -> Self;
     unsafe fn mul(self, b: Self) -> Self;
     /// `self * b + c`, rounded once.
@@ -90,8 +122,6 @@ trait Vector: Copy + Sync {
 /// How the codes of some neighbouring weights are decoded on an instruction set.
 trait Block: Sync {
     type V: Vector;
-    /// One that has the instructions.
-    const LEVEL: Level;
     /// Weights in a block: whole groups.
     const COLS: usize = VECTORS * Self::V::LANES;
     /// Bytes of their codes.
@@ -107,7 +137,7 @@ trait Block: Sync {
     /// Decodes a block.
     ///
     /// # Safety
-    /// The processor has the instructions of [`LEVEL`](Self::LEVEL), and from the addresses
+    /// The processor has the instructions of [`V`](Self::V), and from the addresses
     /// [`CODE_BYTES`](Self::CODE_BYTES) and [`SCALES`](Self::SCALES) bytes can be read.
     unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<Self::V>;
 }
@@ -155,7 +185,7 @@ struct Fused<'a, B, const M: usize> {
     count: usize,
 }
 
-/// A pass for the least power of two that covers the inputs.
+/// A pass for the least power of two that covers the inputs; for more, a panel.
 fn pass<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Box<dyn Pass + 'a> {
     fn of<'a, B: Block + 'a, const M: usize>(
         block: B,
@@ -170,13 +200,21 @@ fn pass<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: ChunksExact<'_, f32>
         2 => of::<B, 2>(block, matrix, x),
         3..=4 => of::<B, 4>(block, matrix, x),
         5..=MOST_INPUTS => of::<B, MOST_INPUTS>(block, matrix, x),
-        count => unreachable!("{count} inputs in one pass"),
+        _ => panel::of_blocks(block, matrix, &x),
     }
 }
 
 impl<B: Block, const M: usize> Pass for Fused<'_, B, M> {
+    fn rows(&self) -> usize {
+        ROWS
+    }
+
+    fn stride(&self) -> usize {
+        self.count
+    }
+
     fn of_rows(&self, first: usize, out: &mut [f32], stride: usize) {
-        B::LEVEL.run(FewRows { fused: self, first, out, stride });
+        B::V::LEVEL.run(FewRows { fused: self, first, out, stride });
     }
 }
 
@@ -201,7 +239,7 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
         let whole = cols / B::COLS;
         let piece = (PIECE / (M * B::COLS * size_of::<f32>())).max(1);
 
-        // SAFETY: `Level::run` has found the instructions of `B::LEVEL`, here and below.
+        // SAFETY: `Level::run` has found the instructions of `B::V`, here and below.
         let mut sums = [[unsafe { B::V::zero() }; M]; ROWS];
         let mut start = 0;
         while start < whole {
@@ -219,13 +257,9 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
             for (row, sums) in sums[..rows].iter_mut().enumerate() {
                 let codes = &codes[row * code_bytes..][..code_bytes][whole * B::CODE_BYTES..];
                 let scales = &scales[row * scale_bytes..][..scale_bytes];
-                let scales = &scales[format.base_bytes() + whole * B::SCALES..];
-                let (mut last_codes, mut last_scales) = ([0; MOST_BYTES], [0; MOST_SCALES]);
-                let (last_codes, last_scales) = (&mut last_codes[..B::CODE_BYTES], &mut last_scales[..B::SCALES]);
-                last_codes.iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
-                last_scales.iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
+                let (codes, scales) = last_block::<B>(codes, &scales[format.base_bytes() + whole * B::SCALES..]);
                 // SAFETY: the arrays hold one block; the inputs have as many as cover all columns.
-                unsafe { add_blocks(block, last_codes, last_scales, inputs.block::<B>(whole), 1, 0, sums) };
+                unsafe { add_blocks(block, &codes, &scales, inputs.block::<B>(whole), 1, 0, sums) };
             }
         }
         for (row, (out, sums)) in self.out.chunks_mut(self.stride).zip(&sums).enumerate() {
@@ -245,10 +279,20 @@ const MOST_BYTES: usize = 128;
 /// No block has more scale codes.
 const MOST_SCALES: usize = 4;
 
+/// The last codes and scale codes of a row with zeros after them, as a block has.
+#[inline(always)]
+fn last_block<B: Block>(codes: &[u8], scales: &[u8]) -> ([u8; MOST_BYTES], [u8; MOST_SCALES]) {
+    const { assert!(B::CODE_BYTES <= MOST_BYTES && B::SCALES <= MOST_SCALES) };
+    let (mut last_codes, mut last_scales) = ([0; MOST_BYTES], [0; MOST_SCALES]);
+    last_codes[..B::CODE_BYTES].iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
+    last_scales[..B::SCALES].iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
+    (last_codes, last_scales)
+}
+
 /// Adds the products of `count` blocks of a row with `M` inputs each; what lies `ahead` of the codes is asked for.
 ///
 /// # Safety
-/// The processor has the instructions of `B::LEVEL`; there are `count` blocks of codes and of scale codes, and at `x` as
+/// The processor has the instructions of `B::V`; there are `count` blocks of codes and of scale codes, and at `x` as
 /// many of `M * B::COLS` inputs.
 #[inline(always)]
 unsafe fn add_blocks<B: Block, const M: usize>(
@@ -349,12 +393,7 @@ mod tests {
             let found: Vec<_> = Format::ALL.iter().copied().filter(|&format| kernel(level, format)).collect();
             let expected = match level {
                 Level::Scalar => vec![],
-                Level::Avx2 | Level::Avx512 => {
-                    Format::ALL.iter().copied().filter(|format| format.planes() == 1).collect()
-                }
-                Level::Neon => {
-                    vec![Format::Q8, Format::Q8h, Format::Q4, Format::Log8, Format::Fpins1, Format::Bf16]
-                }
+                Level::Avx2 | Level::Avx512 | Level::Neon => Format::ALL.to_vec(),
             };
             assert_eq!(found, expected, "{level:?}");
         }

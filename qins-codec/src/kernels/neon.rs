@@ -3,7 +3,7 @@
 //! Values that bf16 holds are looked up as two planes of bytes, as in `avx2.rs`. A vector is two registers, so that a
 //! block is 32 weights: the first registers of all vectors hold 16 of them, the second the others.
 
-use super::{Block, Decoded, Pass, VECTORS, Vector, pass};
+use super::{Block, Decoded, Pass, VECTORS, Vector, panel, pass};
 use crate::{Format, Matrix, dispatch::Level};
 use std::{
     arch::{aarch64::*, asm},
@@ -21,7 +21,7 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         Format::Q8h => pass(SignMagnitude::<16>::new(&decoder.values(), scales), matrix, x),
         Format::Q4 => pass(Shaped16::new(&decoder.values(), scales), matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
-        _ => return None,
+        _ => panel::of_rows::<Lanes>(matrix, &x),
     })
 }
 
@@ -30,6 +30,7 @@ struct Lanes(float32x4_t, float32x4_t);
 
 impl Vector for Lanes {
     const LANES: usize = 8;
+    const LEVEL: Level = Level::Neon;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -38,9 +39,24 @@ impl Vector for Lanes {
     }
 
     #[inline(always)]
+    unsafe fn splat(from: *const f32) -> Self {
+        // SAFETY: as above, and a value can be read.
+        unsafe { Lanes(vld1q_dup_f32(from), vld1q_dup_f32(from)) }
+    }
+
+    #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: as above, and eight values can be read.
         unsafe { Lanes(vld1q_f32(from), vld1q_f32(from.add(4))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as above, and eight values can be written.
+        unsafe {
+            vst1q_f32(to, self.0);
+            vst1q_f32(to.add(4), self.1);
+        }
     }
 
     #[inline(always)]
@@ -161,7 +177,6 @@ fn look_up(plane: &[uint8x16x4_t; 2], at: uint8x16_t) -> uint8x16_t {
 
 impl<const GROUP: usize> Block for SignMagnitude<'_, GROUP> {
     type V = Lanes;
-    const LEVEL: Level = Level::Neon;
     const CODE_BYTES: usize = 32;
     const SCALES: usize = 32 / GROUP;
     const SCALED: bool = true;
@@ -210,7 +225,6 @@ impl<'a> Shaped16<'a> {
 
 impl Block for Shaped16<'_> {
     type V = Lanes;
-    const LEVEL: Level = Level::Neon;
     const CODE_BYTES: usize = 16;
     const SCALES: usize = 2;
     const SCALED: bool = true;
@@ -235,7 +249,6 @@ struct Brain;
 
 impl Block for Brain {
     type V = Lanes;
-    const LEVEL: Level = Level::Neon;
     const CODE_BYTES: usize = 64;
     const SCALES: usize = 0;
     const SCALED: bool = false;

@@ -3,7 +3,7 @@
 //! Values that bf16 holds are looked up as two planes of bytes, the upper and the lower halves of a bf16, and joined: the
 //! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
 
-use super::{Block, Decoded, Pass, VECTORS, Vector, pass};
+use super::{Block, Decoded, Pass, VECTORS, Vector, panel, pass};
 use crate::{Format, Matrix, dispatch::Level};
 use raw::{Brain, Half};
 use shaped::{Shaped4, Shaped8, Shaped16, Shaped64};
@@ -39,12 +39,13 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         Format::Q2 => pass(Shaped4::new(&decoder.values(), scales), matrix, x),
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
-        Format::Fpins2 | Format::Fpins3 => return None,
+        Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m256>(matrix, &x),
     })
 }
 
 impl Vector for __m256 {
     const LANES: usize = 8;
+    const LEVEL: Level = Level::Avx2;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
@@ -53,9 +54,21 @@ impl Vector for __m256 {
     }
 
     #[inline(always)]
+    unsafe fn splat(from: *const f32) -> Self {
+        // SAFETY: as above, and a value can be read.
+        unsafe { _mm256_broadcast_ss(&*from) }
+    }
+
+    #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: as above, and eight values can be read.
         unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as above, and eight values can be written.
+        unsafe { _mm256_storeu_ps(to, self) }
     }
 
     #[inline(always)]
@@ -80,7 +93,7 @@ impl Vector for __m256 {
     unsafe fn sum(self) -> f32 {
         let mut lanes = [0f32; 8];
         // SAFETY: as above; the array holds eight values.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), self) };
+        unsafe { self.store(lanes.as_mut_ptr()) };
         let [a, b, c, d, e, f, g, h] = lanes;
         ((a + e) + (b + f)) + ((c + g) + (d + h))
     }

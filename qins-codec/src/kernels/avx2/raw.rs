@@ -7,7 +7,6 @@ pub(super) struct Half;
 
 impl Block for Half {
     type V = __m256;
-    const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 64;
     const SCALES: usize = 0;
     const SCALED: bool = false;
@@ -34,7 +33,6 @@ pub(super) struct Brain;
 
 impl Block for Brain {
     type V = __m256;
-    const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 64;
     const SCALES: usize = 0;
     const SCALED: bool = false;

@@ -32,7 +32,6 @@ impl<'a> Shaped64<'a> {
 
 impl Block for Shaped64<'_> {
     type V = __m256;
-    const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 24;
     const SCALES: usize = 2;
     const SCALED: bool = true;
@@ -118,7 +117,6 @@ impl Shaped16 {
 
 impl Block for Shaped16 {
     type V = __m256;
-    const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 16;
     const SCALES: usize = 2;
     const SCALED: bool = true;
@@ -160,7 +158,6 @@ impl Shaped8 {
 
 impl Block for Shaped8 {
     type V = __m256;
-    const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 12;
     const SCALES: usize = 2;
     const SCALED: bool = false;
@@ -201,7 +198,6 @@ impl Shaped4 {
 
 impl Block for Shaped4 {
     type V = __m256;
-    const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 8;
     const SCALES: usize = 2;
     const SCALED: bool = false;

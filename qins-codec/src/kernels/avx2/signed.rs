@@ -51,7 +51,6 @@ impl<'a, const GROUP: usize, const STEPS: usize> SignMagnitude<'a, GROUP, STEPS>
 
 impl<const GROUP: usize, const STEPS: usize> Block for SignMagnitude<'_, GROUP, STEPS> {
     type V = __m256;
-    const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 32;
     const SCALES: usize = 32 / GROUP;
     const SCALED: bool = true;
@@ -110,7 +109,6 @@ impl<'a> SignMagnitude12<'a> {
 
 impl Block for SignMagnitude12<'_> {
     type V = __m256;
-    const LEVEL: Level = Level::Avx2;
     const CODE_BYTES: usize = 48;
     const SCALES: usize = 1;
     const SCALED: bool = true;
