@@ -18,15 +18,16 @@ use std::{
     sync::{Mutex, mpsc},
 };
 
-/// Files of a model directory that a container takes over as they are.
+/// Files of a model directory that a container takes over as they are. The configuration last: without it nothing runs what
+/// does not have its name yet.
 const COPIED: [&str; 7] = [
-    "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
     "LICENSE",
+    "config.json",
 ];
 
 /// Finished tensors, a line of JSON each, after a line that says what is being made.
