@@ -178,15 +178,13 @@ fn spend(tensors: &mut [Tensor], mut bytes: usize) {
 /// The format that most linear layers have as a rule for all of them, and so for embeddings; the others by name.
 fn policy(tensors: &[Tensor]) -> Policy {
     let mut policy = Policy::default();
-    for (kind, word) in
-        [(WeightKind::Linear, "linear"), (WeightKind::Convolution, "convolution"), (WeightKind::Embedding, "embedding")]
-    {
+    for kind in [WeightKind::Linear, WeightKind::Convolution, WeightKind::Embedding] {
         let formats = || tensors.iter().filter(|tensor| tensor.kind == kind).map(|t| (t, t.options[t.chosen].format));
         let mut counts: BTreeMap<&str, (usize, Format)> = BTreeMap::new();
         formats().for_each(|(_, format)| counts.entry(format.name()).or_insert((0, format)).0 += 1);
         let Some((_, &(_, most))) = counts.iter().max_by_key(|(_, (count, _))| *count) else { continue };
         let set = |policy: Policy, pattern: &str, format| policy.set(pattern, format).expect("names are patterns");
-        policy = set(policy, word, most);
+        policy = set(policy, kind.word(), most);
         let others = formats().filter(|(_, format)| *format != most);
         policy = others.fold(policy, |policy, (tensor, format)| set(policy, &tensor.pattern, format));
     }

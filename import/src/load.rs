@@ -164,7 +164,7 @@ fn float<B: Backend, const D: usize>(
 }
 
 /// A parameter of a coded matrix `[out, in]`, which stands for a tensor of this shape in the checkpoint.
-fn coded<B: Backend, const D: usize>(
+pub(crate) fn coded<B: Backend, const D: usize>(
     matrix: QinsTensor<B>,
     shape: &[usize],
     cached: bool,

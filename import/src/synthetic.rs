@@ -1,5 +1,6 @@
 //! A model of random weights, made in their codes: for measurements at a size whose files are not at hand.
 
+use crate::load::{coded, in_checkpoint};
 use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{Bytes, Tensor, backend::Backend},
@@ -31,20 +32,15 @@ impl<B: Backend> ModuleMapper<Qins<B>> for Synthetic<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<Qins<B>, D>>) -> Param<Tensor<Qins<B>, D>> {
         let storage = self.policy.storage(&self.path);
         let Some(format) = storage.format() else { return param };
-        let (mut shape, is_linear) = (param.lazy_shape().to_vec(), self.path.is_linear_weight());
-        if is_linear {
-            shape.reverse();
-        }
+        let (_, shape) = in_checkpoint(&self.path, param.lazy_shape().to_vec());
         let (rows, cols) = matrix_shape(&shape).expect("the shape of a parameter");
         let header = Header { format, rows, cols, base: 0.04, k: 0.5 };
         let decoder = Decoder::new(header).expect("legal constants");
         let (codes, scales) = (Bytes::from_elems(codes(&header)), Bytes::from_elems(scales(&header)));
         let matrix = QinsTensor::from_bytes(decoder, codes, scales, &param.lazy_device());
         let matrix = matrix.expect("lengths are the header's");
-        let tensor = if is_linear { matrix.transpose() } else { matrix.reshape(&shape) };
-        let tensor = if storage.is_cached() { tensor.cache_decoded() } else { tensor };
         let id = param.id;
-        param.transform_for_load(Tensor::from_primitive(tensor.into_primitive()), id)
+        param.transform_for_load(coded(matrix, &shape, storage.is_cached(), &self.path), id)
     }
 }
 

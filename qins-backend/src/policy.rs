@@ -107,6 +107,13 @@ pub struct Rule {
     storage: Storage,
 }
 
+impl WeightKind {
+    /// The word that stands for it in a policy, in place of a pattern.
+    pub fn word(self) -> &'static str {
+        KINDS.iter().find(|(_, kind)| *kind == self).expect("every kind has a word").0
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Selector {
     Kind(WeightKind),
@@ -279,7 +286,7 @@ impl FromStr for Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let takes = match &self.takes {
-            Selector::Kind(kind) => KINDS.iter().find(|(_, of)| of == kind).expect("every kind has a word").0,
+            Selector::Kind(kind) => kind.word(),
             Selector::Pattern { text, .. } => text,
         };
         write!(f, "{takes}={}", self.storage)

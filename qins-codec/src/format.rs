@@ -152,8 +152,8 @@ impl Format {
         }
     }
 
-    /// Bytes of codes in a row of `cols` weights, in one plane: rows are whole units of [`unit_words`](Self::unit_words), so that a
-    /// device without byte addressing can read them as 32-bit words.
+    /// Bytes of codes in a row of `cols` weights, in one plane: rows are whole units of
+    /// [`unit_words`](Self::unit_words), so that a device without byte addressing can read them as 32-bit words.
     pub fn code_bytes(self, cols: usize) -> usize {
         (cols * self.code_bits()).div_ceil(8).next_multiple_of(4 * self.unit_words())
     }

@@ -1,7 +1,7 @@
 //! Matrix products on encoded weights that never build the float matrix.
 //!
-//! The kernels of `kernels` keep decoded weights in registers, or for many inputs in the cache. Where there is none, one row is decoded at a time into a
-//! buffer that stays in the first-level cache, and is used for every input before the next.
+//! The kernels of `kernels` keep decoded weights in registers, or for many inputs in the cache. Where there is none, one
+//! row is decoded at a time into a buffer that stays in the first-level cache, and is used for every input before the next.
 
 use crate::{
     Level, Matrix,

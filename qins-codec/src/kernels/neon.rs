@@ -1,6 +1,6 @@
 //! Decoding on NEON.
 //!
-//! Values that bf16 holds are looked up as two planes of bytes, as in `avx2.rs`. A vector is two registers, so that a
+//! Values that bf16 holds are looked up as two planes of bytes, as on AVX2. A vector is two registers, so that a
 //! block is 32 weights: the first registers of all vectors hold 16 of them, the second the others.
 
 use super::{Block, Decoded, Pass, VECTORS, Vector, panel, pass};

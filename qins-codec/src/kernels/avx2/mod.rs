@@ -18,20 +18,8 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
     let decoder = matrix.decoder();
     let scales = decoder.scales();
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Fpins1 => {
-            let values = &decoder.values();
-            match SignMagnitude::<32, 2>::new(values, scales) {
-                Some(block) => pass(block, matrix, x),
-                None => pass(SignMagnitude::<32, 6>::new(values, scales)?, matrix, x),
-            }
-        }
-        Format::Q8h => {
-            let values = &decoder.values();
-            match SignMagnitude::<16, 2>::new(values, scales) {
-                Some(block) => pass(block, matrix, x),
-                None => pass(SignMagnitude::<16, 6>::new(values, scales)?, matrix, x),
-            }
-        }
+        Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(matrix, x)?,
+        Format::Q8h => sign_magnitude::<16>(matrix, x)?,
         Format::Q12 => pass(SignMagnitude12::new(&decoder.values(), scales), matrix, x),
         Format::Q6 => pass(Shaped64::new(Format::Q6, scales), matrix, x),
         Format::Q4 => pass(Shaped16::new(&decoder.values(), scales), matrix, x),
@@ -40,6 +28,15 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
         Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m256>(matrix, &x),
+    })
+}
+
+/// With as few steps of the upper bytes as the table allows.
+fn sign_magnitude<'a, const GROUP: usize>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
+    let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
+    Some(match SignMagnitude::<GROUP, 2>::new(values, scales) {
+        Some(block) => pass(block, matrix, x),
+        None => pass(SignMagnitude::<GROUP, 6>::new(values, scales)?, matrix, x),
     })
 }
 
