@@ -544,11 +544,21 @@ fn a_conversion_killed_at_any_moment_resumes_to_the_same_bytes() {
         child.kill().unwrap();
         if !child.wait().unwrap().success() {
             killed += 1;
-            assert!(!output.exists(), "nothing has the output's name before it is whole");
+            // Killed after the rename and before its end it leaves the output, and just before the rename a
+            // partial one that lacks only its name. Whatever can be opened is whole.
+            if output.exists() {
+                assert!(contents(&output) == expected, "the output's name on something unfinished");
+                std::fs::remove_dir_all(&output).unwrap();
+                continue;
+            }
             let partial = directory.path().join("killed.partial");
             if partial.exists() {
-                let message = failure(run(&["generate", "--ids", "1"], &partial));
-                assert!(!message.is_empty());
+                let read = run(&["generate", "--ids", "1"], &partial);
+                if read.status.success() {
+                    assert!(contents(&partial) == expected, "an unfinished container was read");
+                } else {
+                    assert!(!failure(read).is_empty());
+                }
             }
             if killed % 3 == 0 {
                 continue;
