@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::{Config, Phi3};
 use qins_backend::{Qins, weight_bytes};
+use qins_codec::Level;
 use qins_import::{Progress, load, load_container, load_encoded, synthetic};
 use std::time::Instant;
 
@@ -35,6 +36,9 @@ pub struct RunArgs {
     depth: Option<usize>,
     #[command(flatten)]
     threads: Threads,
+    /// Instruction set of the processor's kernels: scalar, avx2, avx512 or neon [default: the fastest there is]
+    #[arg(long, value_name = "NAME")]
+    level: Option<Level>,
 }
 
 /// `--threads`.
@@ -120,6 +124,9 @@ impl RunArgs {
     /// Loads a model and runs `task` on it.
     pub fn run<R: Run>(&self, weights: Weights<'_>, task: R) -> Result<R::Output> {
         self.threads.set()?;
+        if let Some(level) = self.level {
+            level.set_current();
+        }
         match self.backend {
             #[cfg(feature = "flex")]
             BackendName::Flex => self.run_on::<burn_flex::Flex, R>(weights, task),

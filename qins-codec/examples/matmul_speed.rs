@@ -1,7 +1,7 @@
 //! How near products with encoded weights come to the speed of memory:
 //!
 //! ```sh
-//! cargo run --release -p qins-codec --example matmul_speed -- [--prompts] [FORMAT...]
+//! cargo run --release -p qins-codec --example matmul_speed -- [--prompts] [--level LEVEL] [FORMAT...]
 //! ```
 //!
 //! For 1, 4 and 8 inputs, on one thread and on two: the best of some passes over as many matrices as no cache holds, in
@@ -84,42 +84,44 @@ fn float_product(rows: usize, cols: usize) -> f64 {
 
 /// GFLOP/s of `threads` that do nothing but multiply and add.
 fn peak(threads: usize) -> f64 {
-    const LANES: usize = 8;
     const SUMS: usize = 12;
     const ROUNDS: usize = 1 << 22;
 
     #[inline(always)]
-    fn chains(mut sums: [[f32; LANES]; SUMS]) -> [[f32; LANES]; SUMS] {
+    fn chains<const LANES: usize>() {
+        let mut sums = black_box([[1f32; LANES]; SUMS]);
         let (a, b) = (black_box(0.999), black_box(0.001));
         for _ in 0..ROUNDS {
             for sums in &mut sums {
                 *sums = sums.map(|sum| f32::mul_add(sum, a, b));
             }
         }
-        sums
+        black_box(sums);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn fused(sums: [[f32; LANES]; SUMS]) -> [[f32; LANES]; SUMS] {
-        chains(sums)
+    fn avx2() {
+        chains::<8>();
     }
 
-    let chains = |sums| {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    fn avx512() {
+        chains::<16>();
+    }
+
+    let (lanes, chains): (usize, fn()) = match Level::current() {
+        // SAFETY: the level is this processor's, and has the instructions.
         #[cfg(target_arch = "x86_64")]
-        if Level::Avx2.is_supported() {
-            // SAFETY: the level has AVX2 and FMA.
-            return unsafe { fused(sums) };
-        }
-        chains(sums)
+        Level::Avx2 => (8, || unsafe { avx2() }),
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => (16, || unsafe { avx512() }),
+        _ => (8, chains::<8>),
     };
-    let all = || {
-        (0..threads)
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|_| _ = black_box(chains(black_box([[1.0; LANES]; SUMS]))))
-    };
-    (2 * LANES * SUMS * ROUNDS * threads) as f64 / best(PASSES, all) / 1e9
+    let all = || (0..threads).into_par_iter().with_max_len(1).for_each(|_| chains());
+    (2 * lanes * SUMS * ROUNDS * threads) as f64 / best(PASSES, all) / 1e9
 }
 
 fn copies(encoded: Encoded, count: usize) -> Vec<Encoded> {
@@ -159,9 +161,10 @@ fn prompts(formats: &[Format], pools: &[(usize, rayon::ThreadPool)], level: Leve
 
 fn main() {
     let mut names: Vec<String> = std::env::args().skip(1).collect();
-    let only_prompts = names.first().is_some_and(|name| name == "--prompts");
-    if only_prompts {
-        names.remove(0);
+    let only_prompts = names.iter().position(|name| name == "--prompts").map(|at| names.remove(at)).is_some();
+    if let Some(at) = names.iter().position(|name| name == "--level") {
+        let level: Level = names.drain(at..at + 2).nth(1).unwrap_or_default().parse().expect("a level");
+        level.set_current();
     }
     let mut formats: Vec<Format> = names.iter().map(|name| name.parse().expect("a format")).collect();
     if formats.is_empty() {
@@ -169,7 +172,7 @@ fn main() {
     }
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     let pools = [1, 2].map(|threads| (threads, pool(threads)));
-    let level = Level::detected();
+    let level = Level::current();
     println!("level {}", level.name());
     prompts(&formats, &pools, level);
     if only_prompts {

@@ -4,7 +4,11 @@
 //! neither fuses nor reorders float operations, so that every level writes the same bits, and a level decides speed alone.
 //! Kernels of products, `kernels`, are written for their instructions: of those the last bits differ.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use crate::error::UnknownLevel;
+use std::{
+    str::FromStr,
+    sync::atomic::{AtomicU8, Ordering},
+};
 
 /// A set of instructions that kernels are compiled for.
 ///
@@ -23,7 +27,7 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL besides.
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VBMI besides: since Ice Lake and Zen 4.
     Avx512,
     /// AArch64 with NEON.
     Neon,
@@ -53,6 +57,7 @@ impl Level {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vbmi")
             }
             Level::Neon => cfg!(all(target_arch = "aarch64", target_feature = "neon")),
             #[cfg(not(target_arch = "x86_64"))]
@@ -95,6 +100,11 @@ impl Level {
         }
     }
 
+    /// Those of this processor.
+    pub(crate) fn names() -> String {
+        Self::all_supported().map(Self::name).collect::<Vec<_>>().join(", ")
+    }
+
     /// Runs a kernel compiled for this level.
     ///
     /// # Panics
@@ -108,7 +118,7 @@ impl Level {
                 kernel.run()
             }
 
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
             fn avx512<K: Kernel>(kernel: K) -> K::Output {
                 kernel.run()
             }
@@ -132,6 +142,15 @@ impl Level {
     }
 }
 
+/// By name, of those that this processor has.
+impl FromStr for Level {
+    type Err = UnknownLevel;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLevel> {
+        Self::all_supported().find(|level| level.name() == name).ok_or_else(|| UnknownLevel { found: name.to_owned() })
+    }
+}
+
 /// Work that is compiled once for each level.
 pub(crate) trait Kernel {
     /// What the work returns.
@@ -151,6 +170,15 @@ mod tests {
         assert!(Level::detected().is_supported());
         assert_eq!(Level::all_supported().next(), Some(Level::Scalar));
         assert!(Level::all_supported().all(|level| level <= Level::detected()));
+    }
+
+    #[test]
+    fn names_of_this_processors_levels_round_trip() {
+        for level in Level::ALL {
+            assert_eq!(level.name().parse().ok(), Some(level).filter(|level| level.is_supported()));
+        }
+        let message = "mmx".parse::<Level>().unwrap_err().to_string();
+        assert!(message.starts_with("no instruction set `mmx` on this processor: expected one of scalar"), "{message}");
     }
 
     #[test]

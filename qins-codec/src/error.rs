@@ -1,4 +1,4 @@
-use crate::Format;
+use crate::{Format, Level};
 
 /// Why a matrix could not be encoded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -81,6 +81,14 @@ pub struct LayoutError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown format `{found}`: expected one of {}", Format::names())]
 pub struct UnknownFormat {
+    /// The name given.
+    pub found: String,
+}
+
+/// A name that is no level of this processor.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no instruction set `{found}` on this processor: expected one of {}", Level::names())]
+pub struct UnknownLevel {
     /// The name given.
     pub found: String,
 }

@@ -41,7 +41,7 @@ use format::Law;
 
 pub use deviation::Deviation;
 pub use dispatch::Level;
-pub use error::{EncodeError, HeaderError, LayoutError, UnknownFormat};
+pub use error::{EncodeError, HeaderError, LayoutError, UnknownFormat, UnknownLevel};
 pub use format::Format;
 pub use matrix::{Decoder, Encoded, Header, Matrix};
 pub use projective::{K_GRID, OCTAVES, logarithmic_table, projective_table};

@@ -13,6 +13,8 @@ use std::slice::ChunksExact;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
 mod panel;
@@ -48,13 +50,16 @@ impl<'a> Products<'a> {
             let inputs = x.chunks_exact(cols);
             match level {
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 | Level::Avx512 => avx2::prepare(matrix, inputs),
+                Level::Avx2 => avx2::prepare(matrix, inputs),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => avx512::prepare(matrix, inputs),
                 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
                 Level::Neon => neon::prepare(matrix, inputs),
                 _ => None,
             }
         };
-        let at_once = if m < PANEL_INPUTS { MOST_INPUTS } else { m };
+        // Codes of several planes have no kernel but panels, which take all inputs.
+        let at_once = if m < PANEL_INPUTS && matrix.header().format.planes() == 1 { MOST_INPUTS } else { m };
         let passes: Vec<_> = x.chunks(at_once * cols).map(pass).collect::<Option<_>>()?;
         let stride = passes.iter().map(|pass| pass.stride()).sum();
         Some(Self { rows: passes[0].rows(), passes, stride })
@@ -100,6 +105,8 @@ trait Pass: Sync {
 /// All functions need the instructions of the implementing type.
 trait Vector: Copy + Sync {
     const LANES: usize;
+    /// Sums that registers hold while they are added to.
+    const SUMS: usize;
     /// One that has the instructions.
     const LEVEL: Level;
     unsafe fn zero() -> Self;
@@ -308,11 +315,12 @@ unsafe fn add_blocks<B: Block, const M: usize>(
     let mut of_row = *sums;
     let mut i = 0;
     if M == 1 {
-        // As many as share a cache line.
         while i + PAIR <= count {
             // SAFETY: blocks of `count`, as the caller promises.
             unsafe {
-                B::V::prefetch(codes.wrapping_add(i * B::CODE_BYTES + ahead));
+                for line in (0..PAIR * B::CODE_BYTES).step_by(size_of::<CacheLine>()) {
+                    B::V::prefetch(codes.wrapping_add(i * B::CODE_BYTES + line + ahead));
+                }
                 for i in i..i + PAIR {
                     let (codes, scales) = (codes.add(i * B::CODE_BYTES), scales.add(i * B::SCALES));
                     add_block(block, codes, scales, x.add(i * M * B::COLS), &mut of_row);

@@ -30,6 +30,7 @@ struct Lanes(float32x4_t, float32x4_t);
 
 impl Vector for Lanes {
     const LANES: usize = 8;
+    const SUMS: usize = 12;
     const LEVEL: Level = Level::Neon;
 
     #[inline(always)]

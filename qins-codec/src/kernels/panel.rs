@@ -221,10 +221,11 @@ impl<S: Source> Kernel for Panel<'_, S> {
             while vector < inputs.vectors {
                 let x = inputs.piece::<S::V>(piece, vector);
                 let out = &mut self.out[vector * S::V::LANES..];
-                vector += if inputs.vectors - vector == 1 {
-                    tiles::<S::V, 12, 1>(&weights, x, count, out, stride)
-                } else {
-                    tiles::<S::V, 6, 2>(&weights, x, count, out, stride)
+                vector += match (inputs.vectors - vector, S::V::SUMS) {
+                    (1, 24..) => tiles::<S::V, 24, 1>(&weights, x, count, out, stride),
+                    (1, _) => tiles::<S::V, 12, 1>(&weights, x, count, out, stride),
+                    (_, 24..) => tiles::<S::V, 12, 2>(&weights, x, count, out, stride),
+                    (_, _) => tiles::<S::V, 6, 2>(&weights, x, count, out, stride),
                 };
             }
         }

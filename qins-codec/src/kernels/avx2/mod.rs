@@ -42,6 +42,7 @@ fn sign_magnitude<'a, const GROUP: usize>(matrix: Matrix<'a>, x: ChunksExact<'_,
 
 impl Vector for __m256 {
     const LANES: usize = 8;
+    const SUMS: usize = 12;
     const LEVEL: Level = Level::Avx2;
 
     #[inline(always)]

@@ -1,0 +1,160 @@
+//! Decoding on AVX-512 with VBMI, whose permutations look up 64 or 128 bytes at once.
+//!
+//! Values that bf16 holds are looked up as two planes of bytes, as on AVX2. A quarter of a register, 128 bits, holds 16
+//! neighbouring weights, so that whatever the group, the scales are the same in all vectors.
+
+use super::{Block, Decoded, Pass, VECTORS, Vector, avx2, panel, pass};
+use crate::{Format, Matrix, dispatch::Level};
+use raw::{Brain, Half};
+use shaped::{Scaled, Shaped64};
+use signed::SignMagnitude;
+use std::{arch::x86_64::*, slice::ChunksExact};
+
+mod raw;
+mod shaped;
+mod signed;
+
+pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
+    let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
+    Some(match matrix.header().format {
+        Format::Q8 | Format::Log8 | Format::Fpins1 => pass(SignMagnitude::<2>::new(values, scales), matrix, x),
+        Format::Q8h => pass(SignMagnitude::<4>::new(values, scales), matrix, x),
+        Format::Q6 => pass(Shaped64::new(values, scales), matrix, x),
+        Format::Q4 => pass(Scaled::<4>::new(values, scales), matrix, x),
+        Format::Q3 => pass(Scaled::<3>::new(values, scales), matrix, x),
+        Format::Q2 => pass(Scaled::<2>::new(values, scales), matrix, x),
+        Format::F16 => pass(Half, matrix, x),
+        Format::Bf16 => pass(Brain, matrix, x),
+        // A gather, which more lanes make no faster.
+        Format::Q12 => return avx2::prepare(matrix, x),
+        Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m512>(matrix, &x),
+    })
+}
+
+impl Vector for __m512 {
+    const LANES: usize = 16;
+    const SUMS: usize = 24;
+    const LEVEL: Level = Level::Avx512;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller has found the instructions of the level, here and in all functions of this file.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> Self {
+        // SAFETY: as above, and a value can be read.
+        unsafe { _mm512_set1_ps(*from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as above, and sixteen values can be read.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as above, and sixteen values can be written.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm512_add_ps(self, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm512_mul_ps(self, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm512_fmadd_ps(self, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: as above.
+        unsafe { _mm512_reduce_add_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: a prefetch of any address is legal.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// The upper and lower bytes of 64 bf16 numbers as f32; [`bf16_column`] says which are where.
+///
+/// # Safety
+/// Needs AVX-512 BW.
+#[inline(always)]
+unsafe fn join_planes(upper: __m512i, lower: __m512i) -> [__m512; VECTORS] {
+    // SAFETY: as the caller promises.
+    unsafe { widen(_mm512_unpacklo_epi8(lower, upper), _mm512_unpackhi_epi8(lower, upper)) }
+}
+
+/// The even and the odd of either 32 bf16 numbers as f32.
+///
+/// # Safety
+/// Needs AVX-512 F.
+#[inline(always)]
+unsafe fn widen(first: __m512i, second: __m512i) -> [__m512; VECTORS] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mask = _mm512_set1_epi32(0xFFFF_0000u32 as i32);
+        [
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(first)),
+            _mm512_castsi512_ps(_mm512_and_si512(first, mask)),
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(second)),
+            _mm512_castsi512_ps(_mm512_and_si512(second, mask)),
+        ]
+    }
+}
+
+/// The column in a lane after [`join_planes`].
+fn bf16_column(lane: usize) -> usize {
+    let (vector, quarter, lane) = (lane / 16, lane / 4 % 4, lane % 4);
+    16 * quarter + 8 * (vector / 2) + 2 * lane + vector % 2
+}
+
+/// The scales of `N` codes, each in its part of the lanes.
+///
+/// # Safety
+/// Needs AVX-512 F; `N` bytes can be read at `codes`.
+#[inline(always)]
+unsafe fn scales<const N: usize>(table: &[f32; 256], codes: *const u8) -> __m512 {
+    const { assert!(N.is_power_of_two() && N <= 16) };
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut scales = _mm512_set1_ps(table[usize::from(*codes)]);
+        for i in 1..N {
+            let scale = _mm_load_ss(&table[usize::from(*codes.add(i))]);
+            // All lanes from this part on: the next overwrites the rest.
+            scales = _mm512_mask_broadcastss_ps(scales, u16::MAX << (16 / N * i), scale);
+        }
+        scales
+    }
+}
+
+/// 64 bytes of a table.
+///
+/// # Safety
+/// Needs AVX-512 F.
+#[inline(always)]
+unsafe fn load(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: as the caller promises; the array has 64 bytes.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+/// The `byte`th bytes of numbers, 64 and 64.
+fn plane<const N: usize>(values: &[f32], byte: usize) -> [[u8; 64]; N] {
+    std::array::from_fn(|n| std::array::from_fn(|i| values[64 * n + i].to_bits().to_le_bytes()[byte]))
+}
