@@ -42,8 +42,8 @@ impl<B: Backend> Attention<B> {
         let (heads, kv_heads, head) = (self.heads, self.kv_heads, self.head);
         let qkv = self.qkv_proj.forward(x).reshape([batch, tokens, heads + 2 * kv_heads, head]).swap_dims(1, 2);
         let part = |from, n| qkv.clone().slice([0..batch, from..from + n, 0..tokens, 0..head]);
-        let queries = rope.apply(part(0, heads));
-        let keys = rope.apply(part(heads, kv_heads));
+        let rotated = rope.apply(part(0, heads + kv_heads));
+        let (queries, keys) = (rotated.clone().slice_dim(1, 0..heads), rotated.slice_dim(1, heads..heads + kv_heads));
         store.append(keys, part(heads + kv_heads, kv_heads));
         let attended = store.attend(queries, hidden).swap_dims(1, 2).reshape([batch, tokens, heads * head]);
         self.o_proj.forward(attended)

@@ -2,12 +2,17 @@
 
 use crate::{Config, config::RopeScaling};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
+use std::iter::repeat_n;
 
-/// Cosines and sines of the angles of some tokens, `[batch or 1, 1, tokens, rotary / 2]` each.
+/// What rotates heads to the positions of some tokens: `x cos + swapped(x) sin`, where the halves that turn with each other
+/// are swapped.
 #[derive(Debug, Clone)]
 pub struct Rope<B: Backend> {
+    /// `[batch or 1, 1, tokens, head]`, 1 for dimensions that do not turn.
     cos: Tensor<B, 4>,
+    /// The same shape, negative for the first half, 0 for dimensions that do not turn.
     sin: Tensor<B, 4>,
+    rotary: usize,
 }
 
 /// Where the tokens of one row stand, and how long its sequence is with them.
@@ -45,28 +50,33 @@ impl<B: Backend> Rope<B> {
                 .collect();
             row.tokens.iter().flat_map(|&p| inverse.iter().map(move |f| p as f32 * f)).collect()
         };
-        let angles = rows.iter().flat_map(angles);
-        let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.sin() * scale, a.cos() * scale)).unzip();
-        let shape = [rows.len(), 1, rows.first().map_or(0, |row| row.tokens.len()), rotary / 2];
-        let tensor = |v| Tensor::from_data(TensorData::new(v, shape), device);
-        Self { cos: tensor(cos), sin: tensor(sin) }
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for row in rows {
+            for angles in angles(row).chunks_exact(rotary / 2) {
+                let passed = config.head_size() - rotary;
+                let half = || angles.iter().map(|a| a.cos() * scale);
+                cos.extend(half().chain(half()).chain(repeat_n(1.0, passed)));
+                let half = || angles.iter().map(|a| a.sin() * scale);
+                sin.extend(half().map(|sin| -sin).chain(half()).chain(repeat_n(0.0, passed)));
+            }
+        }
+        let shape = [rows.len(), 1, rows.first().map_or(0, |row| row.tokens.len()), config.head_size()];
+        let tensor = |v: Vec<f32>| Tensor::from_data(TensorData::new(v, shape), device);
+        Self { cos: tensor(cos), sin: tensor(sin), rotary }
     }
 
     /// Rotates the first `rotary` dimensions of each head by halves: dimension `i` with `i + rotary/2`. The rest pass.
     ///
     /// `x`: `[batch, heads, tokens, head]`.
     pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [batch, heads, tokens, head] = x.dims();
-        let half = self.cos.dims()[3];
-        let part = |from, to| x.clone().slice([0..batch, 0..heads, 0..tokens, from..to]);
-        let (a, b) = (part(0, half), part(half, 2 * half));
-        let rotated_a = a.clone() * self.cos.clone() - b.clone() * self.sin.clone();
-        let rotated_b = b * self.cos.clone() + a * self.sin.clone();
-        let mut parts = vec![rotated_a, rotated_b];
+        let (half, head) = (self.rotary / 2, x.dims()[3]);
+        let part = |from, to| x.clone().slice_dim(3, from..to);
+        let mut swapped = vec![part(half, 2 * half), part(0, half)];
         if 2 * half < head {
-            parts.push(part(2 * half, head));
+            swapped.push(part(2 * half, head));
         }
-        Tensor::cat(parts, 3)
+        let swapped = Tensor::cat(swapped, 3);
+        x * self.cos.clone() + swapped * self.sin.clone()
     }
 }
 
