@@ -48,36 +48,59 @@ impl Sampler {
     /// # Panics
     /// If there are no logits.
     pub fn choose(&mut self, logits: &[f32], text: &[u32]) -> u32 {
-        let mut logits = logits.to_vec();
-        self.penalize(&mut logits, text);
-        // Most likely first; equal ones by id, so that the order is total.
-        let mut ids: Vec<usize> = (0..logits.len()).collect();
+        let (ids, likelihoods) = self.sampling.candidates(logits, text);
         if self.sampling.temperature <= 0.0 {
-            return ids.into_iter().reduce(|best, id| if logits[id] > logits[best] { id } else { best }).expect("logits")
-                as u32;
+            return ids[0];
         }
-        ids.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        if self.sampling.top_k > 0 {
-            ids.truncate(self.sampling.top_k);
-        }
-        let likelihood =
-            |id: &usize| (f64::from(logits[*id] - logits[ids[0]]) / f64::from(self.sampling.temperature)).exp();
-        let likelihoods: Vec<f64> = ids.iter().map(likelihood).collect();
-        let kept = self.kept(&likelihoods);
-        let total: f64 = likelihoods[..kept].iter().sum();
         // 53 random bits, in [0, 1).
-        let mut left = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
-        for (id, likelihood) in ids.iter().zip(&likelihoods[..kept]) {
+        let drawn = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut left = drawn * likelihoods.iter().sum::<f64>();
+        for (id, likelihood) in ids.iter().zip(&likelihoods) {
             left -= likelihood;
             if left < 0.0 {
-                return *id as u32;
+                return *id;
             }
         }
-        ids[kept - 1] as u32
+        ids[ids.len() - 1]
+    }
+}
+
+impl Sampling {
+    /// The ids that a token is drawn from after `text`, most likely first, and their probabilities.
+    ///
+    /// # Panics
+    /// If there are no logits.
+    pub fn distribution(&self, logits: &[f32], text: &[u32]) -> Vec<(u32, f64)> {
+        let (ids, likelihoods) = self.candidates(logits, text);
+        let total: f64 = likelihoods.iter().sum();
+        ids.into_iter().zip(likelihoods.into_iter().map(|likelihood| likelihood / total)).collect()
+    }
+
+    /// The ids that the filters keep, most likely first, and how likely they are relative to the first.
+    fn candidates(&self, logits: &[f32], text: &[u32]) -> (Vec<u32>, Vec<f64>) {
+        let mut logits = logits.to_vec();
+        self.penalize(&mut logits, text);
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        let logit = |id: u32| logits[id as usize];
+        if self.temperature <= 0.0 {
+            let best = ids.into_iter().reduce(|best, id| if logit(id) > logit(best) { id } else { best });
+            return (vec![best.expect("logits")], vec![1.0]);
+        }
+        // Equal ones by id, so that the order is total.
+        ids.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+        if self.top_k > 0 {
+            ids.truncate(self.top_k);
+        }
+        let likelihood = |&id: &u32| (f64::from(logit(id) - logit(ids[0])) / f64::from(self.temperature)).exp();
+        let mut likelihoods: Vec<f64> = ids.iter().map(likelihood).collect();
+        let kept = self.kept(&likelihoods);
+        ids.truncate(kept);
+        likelihoods.truncate(kept);
+        (ids, likelihoods)
     }
 
     fn penalize(&self, logits: &mut [f32], text: &[u32]) {
-        let penalty = self.sampling.repetition_penalty;
+        let penalty = self.repetition_penalty;
         if penalty == 1.0 {
             return;
         }
@@ -97,10 +120,10 @@ impl Sampler {
             .iter()
             .position(|likelihood| {
                 reached += likelihood / total;
-                reached >= f64::from(self.sampling.top_p)
+                reached >= f64::from(self.top_p)
             })
             .map_or(likelihoods.len(), |last| last + 1);
-        let by_min_p = likelihoods.iter().take_while(|&&l| l >= f64::from(self.sampling.min_p)).count();
+        let by_min_p = likelihoods.iter().take_while(|&&l| l >= f64::from(self.min_p)).count();
         by_top_p.min(by_min_p).max(1)
     }
 }

@@ -62,6 +62,12 @@ impl Tokenizer {
         self.encode_with(text, false)
     }
 
+    /// The ids of a text, no special tokens added, and for each the byte of the text at which it ends.
+    pub fn encode_with_ends(&self, text: &str) -> Result<(Vec<u32>, Vec<usize>), TokenizerError> {
+        let encoding = self.inner.encode(text, false).map_err(|e| TokenizerError::Tokenize(e.to_string()))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().iter().map(|&(_, end)| end).collect()))
+    }
+
     fn encode_with(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding =
             self.inner.encode_fast(text, add_special).map_err(|e| TokenizerError::Tokenize(e.to_string()))?;

@@ -33,6 +33,8 @@ enum Command {
     Measure(commands::measure::Args),
     /// Continue a text, or a sequence of token ids
     Generate(commands::generate::Args),
+    /// Measure how good a model is, and how far it is from another
+    Eval(commands::eval::Args),
     /// Measure tokens a second, against what memory allows
     Bench(commands::bench::Args),
     /// Talk with a model
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => commands::verify::run(args),
         Command::Measure(args) => commands::measure::run(args),
         Command::Generate(args) => commands::generate::run(args),
+        Command::Eval(args) => commands::eval::run(args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Chat(args) => commands::chat::run(args),
         Command::Logits(args) => commands::logits::run(args),

@@ -1,6 +1,9 @@
 //! From `<model>`, `--backend` and `--format` to a loaded model of the right type.
 
-use crate::{policy::PolicyArgs, source::Source};
+use crate::{
+    policy::{MainFormat, PolicyArgs},
+    source::Source,
+};
 use anyhow::{Result, bail};
 use burn::{module::Module, tensor::backend::Backend};
 use clap::{Args, ValueEnum};
@@ -20,7 +23,7 @@ pub struct ModelArgs {
     /// A container, a Hugging Face model directory, or `demo`, the model that is part of the program
     pub model: Source,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
 }
 
 /// How it is run.
@@ -69,8 +72,9 @@ pub type AnyBackend = burn_wgpu::Wgpu;
 #[cfg(all(not(any(feature = "flex", feature = "ndarray", feature = "wgpu")), feature = "cuda"))]
 pub type AnyBackend = burn_cuda::Cuda;
 
+/// What computes.
 #[derive(Clone, Copy, ValueEnum)]
-enum BackendName {
+pub enum BackendName {
     #[cfg(feature = "flex")]
     Flex,
     #[cfg(feature = "ndarray")]
@@ -103,6 +107,10 @@ pub struct Loaded {
     pub load_s: f64,
     /// Bytes of the weights that every token reads: all but the embedding's table, unless it is the head, too.
     pub token_bytes: usize,
+    /// Weights of the model, norms included.
+    pub weights: usize,
+    /// Bytes that they are held in.
+    pub weight_bytes: usize,
 }
 
 impl ModelArgs {
@@ -121,6 +129,17 @@ pub enum Weights<'a> {
 }
 
 impl RunArgs {
+    /// For a second model beside one that is run with these: linear weights in another format, or as they are, and
+    /// perhaps on another backend. Threads are set once.
+    pub fn beside(&self, format: Option<MainFormat>, backend: Option<BackendName>) -> Self {
+        Self {
+            backend: backend.unwrap_or(self.backend),
+            policy: PolicyArgs::of(format),
+            depth: None,
+            threads: Threads { threads: None },
+        }
+    }
+
     /// Loads a model and runs `task` on it.
     pub fn run<R: Run>(&self, weights: Weights<'_>, task: R) -> Result<R::Output> {
         self.threads.set()?;
@@ -145,13 +164,16 @@ impl RunArgs {
         let coded = |task: R, model: Phi3<Qins<B>>| {
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| weight_bytes(&model.model.embed_tokens));
-            let loaded = Loaded { load_s, token_bytes: weight_bytes(&model) - table };
+            let (weights, weight_bytes) = (model.num_params(), weight_bytes(&model));
+            let loaded = Loaded { load_s, token_bytes: weight_bytes - table, weights, weight_bytes };
             task.run(&model, loaded)
         };
         let float = |task: R, model: Phi3<B>| {
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| model.model.embed_tokens.num_params());
-            let loaded = Loaded { load_s, token_bytes: (model.num_params() - table) * size_of::<f32>() };
+            let weights = model.num_params();
+            let bytes = |weights: usize| weights * size_of::<f32>();
+            let loaded = Loaded { load_s, token_bytes: bytes(weights - table), weights, weight_bytes: bytes(weights) };
             task.run(&model, loaded)
         };
         let source = match weights {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::{path::PathBuf, str::FromStr};
 
 /// Which weights are encoded, and how.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct PolicyArgs {
     /// Format of linear weights: f32 (as they are), q8, q8h, q12, q6, q4, q3, q2, log8, fpins:1 to fpins:3, f16, bf16;
     /// embeddings keep 16 bits, norms are not changed
@@ -44,7 +44,7 @@ struct PolicyFile {
 
 /// Formats of linear weights.
 #[derive(Clone, Copy)]
-enum MainFormat {
+pub enum MainFormat {
     Float,
     Coded(Format),
 }
@@ -81,6 +81,11 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 impl PolicyArgs {
+    /// As if only `--format` were given, or nothing.
+    pub fn of(format: Option<MainFormat>) -> Self {
+        Self { format, ..Self::default() }
+    }
+
     /// Whether anything is asked for.
     pub fn is_given(&self) -> bool {
         let Self { format, preset, policy, set, budget, max_loss } = self;

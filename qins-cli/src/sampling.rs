@@ -38,10 +38,10 @@ pub fn at_least_0(value: &str) -> Result<f32, String> {
     number(value, |n| n >= 0.0, "a number of at least 0")
 }
 
-fn above_0(value: &str) -> Result<f32, String> {
+pub fn above_0(value: &str) -> Result<f32, String> {
     number(value, |n| n > 0.0, "a number above 0")
 }
 
-fn probability(value: &str) -> Result<f32, String> {
+pub fn probability(value: &str) -> Result<f32, String> {
     number(value, |n| (0.0..=1.0).contains(&n), "a number from 0 to 1")
 }

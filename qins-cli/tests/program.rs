@@ -1,6 +1,9 @@
 //! The program from outside, on a model made here: what it prints, its exit status, its messages.
 
+mod running;
+
 use qins_tests::write_model;
+use running::{failure, json_of, model, qins, run, word_tokenizer};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -8,38 +11,6 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
-use tempfile::TempDir;
-
-fn qins() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_qins"))
-}
-
-fn model() -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    let sizes = json!({"vocab_size": 50, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 40});
-    write_model(directory.path(), sizes);
-    directory
-}
-
-fn run(arguments: &[&str], model: &Path) -> Output {
-    let (command, rest) = arguments.split_first().unwrap();
-    qins().arg(command).arg(model).args(rest).stdin(Stdio::null()).output().unwrap()
-}
-
-fn json_of(output: Output) -> Value {
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{error}");
-    assert_eq!(output.stdout.iter().filter(|&&b| b == b'\n').count(), 1, "one JSON object on one line");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-/// The message of a failure that is the input's fault.
-fn failure(output: Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(output.stdout.is_empty(), "nothing on standard output");
-    String::from_utf8(output.stderr).unwrap()
-}
 
 #[test]
 fn generate_prints_the_documented_object() {
@@ -364,19 +335,6 @@ fn a_reader_that_leaves_early_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-}
-
-/// A tokenizer of whole words, made here.
-fn word_tokenizer(directory: &Path) -> PathBuf {
-    let words = ["[unk]", "once", "upon", "a", "time"];
-    let vocabulary: serde_json::Map<String, Value> =
-        words.iter().enumerate().map(|(i, w)| (w.to_string(), json!(i))).collect();
-    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[unk]"}});
-    let path = directory.join("tokenizer.json");
-    std::fs::write(&path, tokenizer.to_string()).unwrap();
-    path
 }
 
 /// Runs a command with `input` on its standard input.

@@ -1,0 +1,87 @@
+//! From arguments to one loaded model, or to two at once, without their types.
+
+use crate::{
+    model::{BackendName, Loaded, ModelArgs, Run},
+    policy::MainFormat,
+    source::Source,
+};
+use anyhow::{Result, bail};
+use burn::tensor::backend::Backend;
+use phi35_model::Phi3;
+use qins_eval::LanguageModel;
+use serde::Serialize;
+
+/// A model, as the output calls it.
+#[derive(Serialize)]
+pub struct About {
+    pub model: String,
+    pub weights: usize,
+    pub weight_bytes: usize,
+    pub bits_per_weight: f64,
+    pub load_s: f64,
+}
+
+impl About {
+    fn new(source: &Source, loaded: Loaded) -> Self {
+        let Loaded { load_s, weights, weight_bytes, .. } = loaded;
+        let bits_per_weight = 8.0 * weight_bytes as f64 / weights as f64;
+        Self { model: source.to_string(), weights, weight_bytes, bits_per_weight, load_s }
+    }
+}
+
+/// Loads the model and runs `task` on it.
+pub fn one<T>(args: &ModelArgs, task: impl FnOnce(&dyn LanguageModel) -> Result<T>) -> Result<(About, T)> {
+    struct One<F>(F);
+    impl<T, F: FnOnce(&dyn LanguageModel) -> Result<T>> Run for One<F> {
+        type Output = (Loaded, T);
+
+        fn run<B: Backend>(self, model: &Phi3<B>, loaded: Loaded) -> Result<(Loaded, T)> {
+            Ok((loaded, self.0(model)?))
+        }
+    }
+    let (loaded, output) = args.run(One(task))?;
+    Ok((About::new(&args.model, loaded), output))
+}
+
+/// A model and what it is compared with.
+#[derive(clap::Args)]
+pub struct PairArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What it is compared with [default: the model's own files]
+    #[arg(long, value_name = "MODEL")]
+    reference: Option<Source>,
+    /// Format of the reference's linear weights [default: as they are]
+    #[arg(long, value_name = "FORMAT")]
+    reference_format: Option<MainFormat>,
+    /// What computes the reference [default: what computes the model]
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    reference_backend: Option<BackendName>,
+}
+
+/// Both models, as the output calls them.
+#[derive(Serialize)]
+pub struct Pair {
+    pub model: About,
+    pub reference: About,
+}
+
+impl PairArgs {
+    /// Loads both and runs `task` on them, the model first.
+    pub fn run<T>(&self, task: impl FnOnce(&dyn LanguageModel, &dyn LanguageModel) -> Result<T>) -> Result<(Pair, T)> {
+        let reference = match &self.reference {
+            Some(reference) => reference,
+            None if self.model.model.container()?.is_some() => bail!(
+                "{}: a container holds no floats to compare with: give its Hugging Face directory after --reference",
+                self.model.model
+            ),
+            None => &self.model.model,
+        };
+        let run = self.model.run.beside(self.reference_format, self.reference_backend);
+        let (model, (reference, output)) = one(&self.model, |model| {
+            let beside = ModelArgs { model: reference.clone(), run };
+            one(&beside, |reference| task(model, reference))
+        })?;
+        Ok((Pair { model, reference }, output))
+    }
+}

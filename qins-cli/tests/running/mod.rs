@@ -1,0 +1,57 @@
+//! The program as the tests run it, and models made for it.
+
+use qins_tests::write_model;
+use serde_json::{Value, json};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+use tempfile::TempDir;
+
+/// The program.
+pub fn qins() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_qins"))
+}
+
+/// A random model of 50 ids and a context of 40 tokens.
+pub fn model() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let sizes = json!({"vocab_size": 50, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 40});
+    write_model(directory.path(), sizes);
+    directory
+}
+
+/// A command on a model.
+pub fn run(arguments: &[&str], model: &Path) -> Output {
+    let (command, rest) = arguments.split_first().unwrap();
+    qins().arg(command).arg(model).args(rest).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What a command printed with `--json`.
+pub fn json_of(output: Output) -> Value {
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{error}");
+    assert_eq!(output.stdout.iter().filter(|&&b| b == b'\n').count(), 1, "one JSON object on one line");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The message of a failure that is the input's fault.
+pub fn failure(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "nothing on standard output");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A tokenizer of whole words, made here.
+pub fn word_tokenizer(directory: &Path) -> PathBuf {
+    let words = ["[unk]", "once", "upon", "a", "time"];
+    let vocabulary: serde_json::Map<String, Value> =
+        words.iter().enumerate().map(|(i, w)| (w.to_string(), json!(i))).collect();
+    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[unk]"}});
+    let path = directory.join("tokenizer.json");
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    path
+}
