@@ -35,6 +35,8 @@ enum Command {
     Generate(commands::generate::Args),
     /// Measure how good a model is, and how far it is from another
     Eval(commands::eval::Args),
+    /// Run all measurements and write one page of what they found
+    Report(commands::report::Args),
     /// Measure tokens a second, against what memory allows
     Bench(commands::bench::Args),
     /// Talk with a model
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Measure(args) => commands::measure::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Report(args) => commands::report::run(args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Chat(args) => commands::chat::run(args),
         Command::Logits(args) => commands::logits::run(args),

@@ -137,6 +137,7 @@ impl RunArgs {
             policy: PolicyArgs::of(format),
             depth: None,
             threads: Threads { threads: None },
+            level: self.level,
         }
     }
 

@@ -62,7 +62,7 @@ impl FromStr for MainFormat {
 
 /// What the original record advises where memory or computing is scarce.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Preset {
+pub enum Preset {
     /// Linear weights and embeddings are encoded: the least memory
     Memory,
     /// Linear weights are encoded, embeddings keep 16 bits

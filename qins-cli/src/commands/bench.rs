@@ -36,7 +36,7 @@ pub struct Args {
 
 /// The shapes of Phi-3.5-mini, without its long rope.
 #[derive(Clone)]
-struct Shape {
+pub struct Shape {
     layers: usize,
 }
 
@@ -49,6 +49,12 @@ impl FromStr for Shape {
             Ok(layers) if name == "phi35-mini" && layers > 0 => Ok(Self { layers }),
             _ => Err("expected phi35-mini or phi35-mini:LAYERS".to_owned()),
         }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "phi35-mini:{}", self.layers)
     }
 }
 

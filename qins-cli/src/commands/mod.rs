@@ -9,5 +9,6 @@ pub mod generate;
 pub mod inspect;
 pub mod logits;
 pub mod measure;
+pub mod report;
 pub mod tokenize;
 pub mod verify;

@@ -3,7 +3,7 @@
 mod compare;
 mod greedy;
 mod perplexity;
-mod report;
+pub mod report;
 mod sampling;
 mod tasks;
 mod text;

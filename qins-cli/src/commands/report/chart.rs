@@ -1,0 +1,102 @@
+//! Line charts as SVG that follow the reader's choice of light or dark.
+
+use std::fmt::Write;
+
+/// Lines over one axis. Values of `y` are shares or numbers from `y_range`.
+pub struct Chart<'a> {
+    pub title: &'a str,
+    pub x_label: &'a str,
+    pub y_label: &'a str,
+    pub y_range: [f64; 2],
+    pub lines: Vec<Line<'a>>,
+}
+
+pub struct Line<'a> {
+    pub name: &'a str,
+    pub points: Vec<[f64; 2]>,
+}
+
+const WIDTH: f64 = 860.0;
+const HEIGHT: f64 = 420.0;
+/// Left, top, right and bottom of the area of the axes.
+const AREA: [f64; 4] = [64.0, 46.0, 700.0, 362.0];
+
+/// Hues that differ by a golden angle, so that neighbours in a list are easily told apart.
+fn hue(i: usize) -> usize {
+    (210 + i * 137) % 360
+}
+
+impl Chart<'_> {
+    pub fn svg(&self) -> String {
+        let [left, top, right, bottom] = AREA;
+        let all_x = || self.lines.iter().flat_map(|line| line.points.iter().map(|[x, _]| *x));
+        let (x_min, x_max) = (all_x().fold(f64::INFINITY, f64::min), all_x().fold(f64::NEG_INFINITY, f64::max));
+        let [y_min, y_max] = self.y_range;
+        let x = |value: f64| left + (value - x_min) / (x_max - x_min).max(f64::MIN_POSITIVE) * (right - left);
+        let y = |value: f64| bottom - (value.clamp(y_min, y_max) - y_min) / (y_max - y_min) * (bottom - top);
+        let mut out = String::new();
+        let mut draw = |element: std::fmt::Arguments<'_>| out.write_fmt(element).expect("a string grows");
+        draw(format_args!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\"><style>\
+             text{{font:13px system-ui,sans-serif;fill:#333}}.title{{font-size:15px}}.grid{{stroke:#ddd}}.axis{{stroke:#888}}\
+             .line{{fill:none;stroke-width:2;stroke:hsl(var(--hue) 65% 42%)}}.mark{{fill:hsl(var(--hue) 65% 42%)}}.paper{{fill:#fff}}\
+             @media(prefers-color-scheme:dark){{text{{fill:#ddd}}.paper{{fill:#161616}}.grid{{stroke:#333}}.axis{{stroke:#999}}\
+             .line{{stroke:hsl(var(--hue) 75% 66%)}}.mark{{fill:hsl(var(--hue) 75% 66%)}}}}</style>\
+             <rect class=\"paper\" width=\"100%\" height=\"100%\"/><text class=\"title\" x=\"{left}\" y=\"26\">{}</text>",
+            escaped(self.title)
+        ));
+        for i in 0..=TICKS {
+            let part = i as f64 / TICKS as f64;
+            let (at_x, at_y) = (x_min + part * (x_max - x_min), y_min + part * (y_max - y_min));
+            draw(format_args!("<path class=\"grid\" d=\"M{left} {0:.1}H{right}\"/>", y(at_y)));
+            draw(format_args!(
+                "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                left - 8.0,
+                y(at_y) + 4.0,
+                tick(at_y)
+            ));
+            draw(format_args!(
+                "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                x(at_x),
+                bottom + 18.0,
+                tick(at_x)
+            ));
+        }
+        draw(format_args!("<path class=\"axis\" fill=\"none\" d=\"M{left} {top}V{bottom}H{right}\"/>"));
+        draw(format_args!(
+            "<text x=\"{left}\" y=\"{0}\">{1}; across: {2}</text>",
+            bottom + 42.0,
+            escaped(self.y_label),
+            escaped(self.x_label)
+        ));
+        for (i, line) in self.lines.iter().enumerate() {
+            let points: Vec<String> = line.points.iter().map(|&[a, b]| format!("{:.1} {:.1}", x(a), y(b))).collect();
+            let (hue, legend) = (hue(i), top + 14.0 + 20.0 * i as f64);
+            draw(format_args!("<g style=\"--hue:{hue}\">"));
+            if !points.is_empty() {
+                draw(format_args!("<path class=\"line\" d=\"M{}\"/>", points.join("L")));
+            }
+            draw(format_args!(
+                "<circle class=\"mark\" cx=\"{}\" cy=\"{}\" r=\"5\"/><text x=\"{}\" y=\"{legend}\">{}</text></g>",
+                right + 22.0,
+                legend - 4.0,
+                right + 34.0,
+                escaped(line.name)
+            ));
+        }
+        out.push_str("</svg>\n");
+        out
+    }
+}
+
+const TICKS: usize = 5;
+
+fn tick(value: f64) -> String {
+    let text = format!("{value:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// For text of SVG and HTML.
+pub fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

@@ -1,0 +1,108 @@
+//! Which commands a report is made of.
+
+use crate::{commands::bench::Shape, policy::Preset, source::Source};
+use clap::ValueEnum;
+use std::path::Path;
+
+/// What is measured, and how long.
+#[derive(clap::Args)]
+pub struct Plan {
+    /// Text that the models read [default: what each of them draws itself at temperature 1, where it is as sure as it
+    /// was trained to be]
+    #[arg(long, value_name = "FILE")]
+    text: Option<String>,
+    /// Formats and presets to compare with float, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = FORMATS)]
+    formats: Vec<String>,
+    /// Windows of the text, of 512 tokens each or what a model holds, that are read
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    windows: u32,
+    /// Prompts that are written on from
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    prompts: u32,
+    /// Tokens written after each
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    tokens: u32,
+    /// Shape whose speed is measured with random weights
+    #[arg(long, value_name = "NAME[:LAYERS]", default_value = "phi35-mini:4")]
+    shape: Shape,
+    /// Measure no speed
+    #[arg(long)]
+    no_bench: bool,
+}
+
+const FORMATS: &str = "bf16,fpins:2,q12,q8h,q8,log8,q6,q4,q3,q2,balanced";
+
+/// What a command is about.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// Texts that a model draws with so many seeds, for the commands that follow to read.
+    Text {
+        file: String,
+        seeds: u32,
+    },
+    /// What formats lose of the weights.
+    Weights,
+    Compare,
+    Greedy,
+    Speed,
+}
+
+/// A command, and where its output is kept.
+#[derive(Debug)]
+pub struct Step {
+    pub subject: Subject,
+    /// The model as a reader knows it, or the shape.
+    pub model: String,
+    /// The format or preset; none for all of them, or for float.
+    pub format: Option<String>,
+    /// After `qins`.
+    pub words: Vec<String>,
+}
+
+/// The words of a command, of anything that can be printed.
+macro_rules! words {
+    ($($word:expr),*) => { vec![$($word.to_string()),*] };
+}
+
+impl Plan {
+    pub fn steps(&self, models: &[Source], output: &Path) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for source in models {
+            let model = source.to_string();
+            let name = Path::new(&model).file_name().map_or(model.clone(), |name| name.to_string_lossy().into_owned());
+            let mut step = |subject, format: Option<&str>, words| {
+                steps.push(Step { subject, model: name.clone(), format: format.map(str::to_owned), words });
+            };
+            let text = match &self.text {
+                Some(text) => text.clone(),
+                None => {
+                    let text = output.join(format!("{name}.txt")).to_string_lossy().into_owned();
+                    let words = words!["generate", model, "-p", "Once upon a time", "-n", 480, "--temperature", 1];
+                    step(Subject::Text { file: text.clone(), seeds: self.windows }, None, words);
+                    text
+                }
+            };
+            step(Subject::Weights, None, words!["measure", model]);
+            for format in &self.formats {
+                let option = if Preset::from_str(format, false).is_ok() { "--preset" } else { "--format" };
+                let words = words![model, option, format, "--text", text];
+                let compare = [words!["eval", "compare"], words.clone(), words!["--windows", self.windows]].concat();
+                step(Subject::Compare, Some(format), compare);
+                let counts = words!["--prompts", self.prompts, "--tokens", self.tokens];
+                step(Subject::Greedy, Some(format), [words!["eval", "greedy"], words, counts].concat());
+            }
+        }
+        if !self.no_bench {
+            let shape = self.shape.to_string();
+            for format in [None, Some("bf16"), Some("q8"), Some("q6"), Some("q4")] {
+                let mut words = words!["bench", "--shape", shape, "--prompt", 64, "--generate", 32, "--reps", 3];
+                words.extend(format.iter().flat_map(|format| words!["--format", format]));
+                let format = format.map(str::to_owned);
+                steps.push(Step { subject: Subject::Speed, model: shape.clone(), format, words });
+            }
+        }
+        steps
+    }
+}
