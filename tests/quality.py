@@ -55,7 +55,7 @@ def row(name, fmt, model, text, windows):
         f"`{fmt}`",
         f"{about['bits_per_weight']:.2f}",
         f"{about['weight_bytes'] / 1e6:.2f}",
-        f"{change:+.3f} ± {error:.3f} %" if abs(change) < 10 else f"{change:+.1f} ± {error:.1f} %",
+        f"{round(change, 3) + 0:+.3f} ± {error:.3f} %" if abs(change) < 10 else f"{change:+.1f} ± {error:.1f} %",
         f"{kl['mean']['value']:.1e} ± {kl['mean']['standard_error']:.0e}",
         f"{kl['quantile_99_9']['value']:.1e}",
         share(c["same_top1"]),
