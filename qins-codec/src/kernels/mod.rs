@@ -11,6 +11,7 @@ use crate::{
 };
 use std::slice::ChunksExact;
 
+pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
