@@ -63,6 +63,11 @@ impl<B: Backend> Phi3<B> {
         KvCache::new(self.config().num_hidden_layers)
     }
 
+    /// A cache whose layers are made by `store`.
+    pub fn cache_with<S: KvStore<B>>(&self, store: impl FnMut() -> S) -> KvCache<B, S> {
+        KvCache::with(self.config().num_hidden_layers, store)
+    }
+
     /// Runs new tokens `[batch, tokens]` after those in the cache: the state before the head, `[batch, tokens, hidden]`.
     ///
     /// Where a longrope sequence passes its original length, every cached key is stale: those tokens are run again.
@@ -98,12 +103,13 @@ impl<B: Backend> Phi3<B> {
         };
         let rope = Rope::new(&self.config, &cache.paddings().iter().map(positions).collect::<Vec<_>>(), &device);
         let mask = Mask { window: self.config.sliding_window, left_padding: cache.left_padding.clone() };
-        let hidden = mask.hidden(tokens, first + tokens, &device);
+        let mask = mask.queries(tokens, first + tokens, &device);
 
         let mut x = self.model.embed_tokens.forward(ids);
         for (layer, store) in self.model.layers.iter().zip(&mut cache.layers) {
-            x = layer.forward(x, &rope, hidden.as_ref(), store);
+            x = layer.forward(x, &rope, &mask, store);
         }
+        cache.free_unseen(self.config.sliding_window);
         self.model.norm.forward(x)
     }
 

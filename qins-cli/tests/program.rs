@@ -483,7 +483,10 @@ fn a_container_is_made_checked_shown_run_and_undone() {
     let verified = json_of(run(&["verify", "--source", &source.display().to_string(), "--json"], &container));
     assert_eq!(verified["tensors"], 15);
     let shown = json_of(run(&["inspect", "--ctx", "10", "--json"], &container));
-    assert_eq!(shown["kv_bytes"], 10 * 2 * 2 * 2 * 12 * 4, "tokens, keys and values, layers, heads, size, f32");
+    let rows = 2 * 2 * 2;
+    assert_eq!(shown["kv"]["f32"]["bytes"], 10 * rows * 12 * 4, "tokens, keys and values, layers, heads, size, f32");
+    assert_eq!(shown["kv"]["f16"]["bytes_per_token"], rows * 12 * 2);
+    assert_eq!(shown["kv"]["q8"]["bytes"], 64 * rows * (12 + 4), "whole blocks, and a scale for each head");
     assert_eq!(shown["formats"]["q8"]["tensors"], 9);
     let text = String::from_utf8(run(&["inspect"], &container).stdout).unwrap();
     assert!(text.contains("policy linear=q8 embedding=f16"), "{text}");

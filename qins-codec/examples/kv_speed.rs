@@ -1,6 +1,7 @@
 //! One token of attention at full size over a filled cache, and what memory it reads.
 //!
-//! `cargo run --release -p qins-codec --example kv_speed -- [--layers N] [--threads N] [--level NAME] [CONTEXT ...]`
+//! `cargo run --release -p qins-codec --example kv_speed -- [--layers N] [--threads N] [--level NAME] [--runs N]
+//! [--format NAME] [CONTEXT ...]`
 //!
 //! Each layer has 32 heads of 96. Layers stand for those of a model: no cache of the processor holds them all.
 
@@ -13,16 +14,16 @@ use std::time::Instant;
 const HEADS: usize = 32;
 const HEAD: usize = 96;
 
-/// Runs of which the median counts.
-const RUNS: usize = 9;
-
 fn main() {
-    let (mut layers, mut contexts) = (32, Vec::new());
+    // The median of the runs counts.
+    let (mut layers, mut runs, mut formats, mut contexts) = (32, 9, KvFormat::ALL.to_vec(), Vec::new());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("a value after an option");
         match argument.as_str() {
             "--layers" => layers = value().parse().expect("a number of layers"),
+            "--runs" => runs = value().parse().expect("a number of runs"),
+            "--format" => formats = vec![value().parse().expect("a format")],
             "--threads" => {
                 let threads = value().parse().expect("a number of threads");
                 rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("no threads yet");
@@ -42,11 +43,11 @@ fn main() {
     println!("format  context  MB read  append ms  token ms   GB/s  of f16");
     for context in contexts {
         let mut of_f16 = None;
-        for format in KvFormat::ALL {
+        for &format in &formats {
             let mut cache = filled(format, layers, context);
             let (queries, new) = (random(HEADS * HEAD, 1), random(HEADS * HEAD, 2));
             let (mut appended, mut attended) = (Vec::new(), Vec::new());
-            for _ in 0..RUNS {
+            for _ in 0..runs {
                 let start = Instant::now();
                 cache.iter_mut().for_each(|layer| layer.append(&new, &new));
                 appended.push(start.elapsed().as_secs_f64());
@@ -57,9 +58,9 @@ fn main() {
                 attended.push(start.elapsed().as_secs_f64());
                 cache.iter_mut().for_each(|layer| layer.truncate(context));
             }
-            let median = |mut runs: Vec<f64>| {
-                runs.sort_by(f64::total_cmp);
-                runs[RUNS / 2]
+            let median = |mut seconds: Vec<f64>| {
+                seconds.sort_by(f64::total_cmp);
+                seconds[runs / 2]
             };
             let (appended, attended) = (median(appended), median(attended));
             let bytes = (layers * HEADS * context * format.token_bytes(HEAD)) as f64;

@@ -6,6 +6,7 @@ use qins_codec::{
     kv::{KvFormat, KvLayer, Seen},
 };
 
+#[allow(dead_code)]
 mod draws;
 use draws::Draws;
 

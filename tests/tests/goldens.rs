@@ -70,8 +70,8 @@ fn after_first_layer<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Vec<f32> {
     let rope = Rope::new(model.config(), &[Positions::whole(ids.len())], &device);
     let mask = Mask { window: model.config().sliding_window, ..Default::default() };
     let x = model.model.embed_tokens.forward(tokens::<B>(&[ids.to_vec()]));
-    let hidden = mask.hidden(ids.len(), ids.len(), &device);
-    let x = model.model.layers[0].forward(x, &rope, hidden.as_ref(), &mut DenseKv::default());
+    let mask = mask.queries(ids.len(), ids.len(), &device);
+    let x = model.model.layers[0].forward(x, &rope, &mask, &mut DenseKv::default());
     x.into_data().to_vec().unwrap()
 }
 

@@ -81,6 +81,9 @@ impl Part {
 }
 
 impl KvLayer {
+    /// Tokens in a block: room is taken, and freed, for so many.
+    pub const BLOCK: usize = TOKENS;
+
     /// An empty cache for `batch` sequences.
     ///
     /// # Panics

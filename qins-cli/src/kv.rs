@@ -1,0 +1,68 @@
+//! How keys and values are stored, and how long texts are run, on the command line.
+
+use crate::model::Loaded;
+use burn::tensor::backend::Backend;
+use clap::ValueEnum;
+use phi35_model::{Config, Generation};
+use qins_kv_cache::{ChosenKv, KvChoice};
+
+/// The key-value cache.
+#[derive(clap::Args, Clone)]
+pub struct KvArgs {
+    /// How keys and values are stored: f32, f16, v8 (values in 8 bits), q8 (both), v4 (values in 4 bits) [default: f16, and
+    /// f32 on graphics devices]
+    #[arg(long, value_name = "FORMAT")]
+    kv: Option<KvChoice>,
+    /// Tokens of a prompt that are run at a time [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_chunk: Option<u32>,
+}
+
+/// `PART` of the model, for what is not generation.
+const DEFAULT_CHUNK: usize = 256;
+
+impl KvArgs {
+    /// The choice for a loaded model.
+    pub fn choice(&self, loaded: &Loaded) -> KvChoice {
+        self.kv.unwrap_or(loaded.default_kv)
+    }
+
+    /// Makes empty stores for a loaded model.
+    pub fn stores<B: Backend>(&self, loaded: &Loaded) -> impl Fn() -> ChosenKv<B> + use<B> {
+        let choice = self.choice(loaded);
+        move || choice.store()
+    }
+
+    /// Tokens of a prompt that are run at a time.
+    pub fn chunk(&self) -> usize {
+        self.prompt_chunk.map_or(DEFAULT_CHUNK, |n| n as usize)
+    }
+
+    /// Sets what generation needs to know of these.
+    pub fn set(&self, options: Generation) -> Generation {
+        Generation { prompt_chunk: Some(self.chunk()), ..options }
+    }
+}
+
+/// Texts longer than those that the model was first made for.
+#[derive(clap::Args, Clone)]
+pub struct LongArgs {
+    /// Rotary factors that a text starts with. `auto` takes those of its length, and runs everything again where it passes
+    /// the original length; `long` takes the long ones at once
+    #[arg(long, value_enum, value_name = "FACTORS", default_value_t = RopeStart::Auto)]
+    rope: RopeStart,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RopeStart {
+    Auto,
+    Long,
+}
+
+impl LongArgs {
+    /// Sets what generation needs to know of these.
+    pub fn set(&self, options: Generation, config: &Config) -> Generation {
+        let expected_tokens = if self.rope == RopeStart::Long { config.original_length() + 1 } else { 0 };
+        Generation { expected_tokens, ..options }
+    }
+}
