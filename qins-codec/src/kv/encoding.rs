@@ -1,13 +1,7 @@
 //! How one head's key or value becomes bytes.
 
-use crate::{
-    Format,
-    dispatch::{Kernel, Level},
-    magnitude::largest_magnitude,
-    projective::projective_table,
-    shaped, signed,
-};
-use half::f16;
+use crate::{Format, format::Law, magnitude::largest_magnitude, projective::Nearest, shaped, signed};
+use half::{f16, slice::HalfFloatSliceExt};
 use std::sync::LazyLock;
 
 /// A way to store a row. Numbers that are not finite make the whole row NaN, but in half precision, which has them.
@@ -85,20 +79,17 @@ impl Encoding {
     }
 
     /// Writes a row; the bytes are the same at every level.
-    pub(crate) fn encode(self, level: Level, row: &[f32], codes: &mut [u8], scales: &mut [u8]) {
+    pub(crate) fn encode(self, row: &[f32], codes: &mut [u8], scales: &mut [u8]) {
         match self {
-            Encoding::Half => {
-                for (code, &x) in codes.as_chunks_mut().0.iter_mut().zip(row) {
-                    let largest = f16::MAX.to_f32();
-                    let within = if x.is_finite() { x.clamp(-largest, largest) } else { x };
-                    *code = f16::from_f32(within).to_le_bytes();
-                }
-            }
+            Encoding::Half => encode_half(row, codes),
             Encoding::Projective => {
                 let scale = match largest_magnitude(0, row) {
                     Err(_) => f32::NAN,
                     Ok(0.0) => 0.0,
-                    Ok(largest) => level.run(EncodeProjective { row, largest, codes }),
+                    Ok(largest) => {
+                        encode_projective(row, largest, codes);
+                        largest
+                    }
                 };
                 scales.copy_from_slice(&scale.to_le_bytes());
             }
@@ -134,91 +125,56 @@ impl Encoding {
     }
 }
 
-/// The magnitudes of the projective table, and what finds the nearest.
-struct Magnitudes {
-    /// `w/s`, falling from 1.
-    values: [f32; 128],
-    /// Between codes `m - 1` and `m` at `m`; infinite where there is only one.
-    midpoints: [f32; 129],
-    /// Of the law at the first code, which is 1 after it.
-    first: f32,
-}
+/// Bins of equal width that magnitudes from 0 to 1 are looked up in: an eighth of the narrowest cell of the table or less.
+const BINS: usize = 2048;
 
-static MAGNITUDES: LazyLock<Magnitudes> = LazyLock::new(|| {
-    let values: [f32; 128] = projective_table(K, 128).try_into().expect("128 magnitudes");
-    let midpoints = std::array::from_fn(|m| match m {
-        0 => f32::INFINITY,
-        128 => f32::NEG_INFINITY,
-        m => (values[m - 1] + values[m]) / 2.0,
-    });
-    Magnitudes { values, midpoints, first: crate::projective::law(1.0 / 256.0, K) as f32 }
+/// The code nearest to the middle of every bin. So a magnitude is off by half a bin at most where it lies between two
+/// codes, which costs nothing that can be measured.
+static NEAREST: LazyLock<[u8; BINS + 1]> = LazyLock::new(|| {
+    let nearest = Nearest::new(Law::Projective, 128, K);
+    std::array::from_fn(|bin| nearest.code((bin as f32 + 0.5) / BINS as f32).0 as u8)
 });
 
-impl Magnitudes {
-    /// The code nearest to a magnitude of 0 to 1: a closed form, which rounding of the table moves by no more than one.
-    #[inline(always)]
-    fn nearest(&self, x: f32) -> usize {
-        let scaled = x * self.first;
-        let guess = ((1.0 - scaled) / (1.0 + K as f32 * scaled) * 128.0) as i32;
-        // At most 127, which the compiler cannot know.
-        let guess = guess.clamp(0, 127) as usize;
-        let below = usize::from(self.midpoints[guess + 1] > x);
-        let above = usize::from(self.midpoints[guess] <= x);
-        (guess + below - above) & 127
+/// Writes codes of a row in units of its largest magnitude, which is the scale.
+fn encode_projective(row: &[f32], largest: f32, codes: &mut [u8]) {
+    let nearest = &*NEAREST;
+    for (&x, code) in row.iter().zip(codes) {
+        let bin = (x.abs() / largest * BINS as f32) as usize;
+        *code = u8::from(x < 0.0) << 7 | nearest[bin.min(BINS)];
     }
 }
 
-/// Writes codes and returns the scale: that of least squared error for the codes nearest to the row in units of its
-/// largest magnitude.
-struct EncodeProjective<'a> {
-    row: &'a [f32],
-    largest: f32,
-    codes: &'a mut [u8],
-}
-
-/// Sums side by side.
-const LANES: usize = 16;
-
-impl Kernel for EncodeProjective<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run(self) -> f32 {
-        let Self { row, largest, codes } = self;
-        let magnitudes = &*MAGNITUDES;
-        let (mut products, mut squares) = ([0f32; LANES], [0f32; LANES]);
-        for (row, codes) in row.chunks(LANES).zip(codes.chunks_mut(LANES)) {
-            for (lane, (&weight, code)) in row.iter().zip(codes).enumerate() {
-                let x = weight.abs() / largest;
-                let m = magnitudes.nearest(x);
-                *code = u8::from(weight < 0.0) << 7 | m as u8;
-                let value = magnitudes.values[m];
-                products[lane] += x * value;
-                squares[lane] += value * value;
-            }
+/// Half precision of finite numbers within its range.
+fn encode_half(row: &[f32], codes: &mut [u8]) {
+    const AT_ONCE: usize = 32;
+    let largest = f16::MAX.to_f32();
+    let (mut within, mut halves) = ([0.0; AT_ONCE], [f16::ZERO; AT_ONCE]);
+    for (row, codes) in row.chunks(AT_ONCE).zip(codes.chunks_mut(2 * AT_ONCE)) {
+        for (within, &x) in within.iter_mut().zip(row) {
+            *within = if x.is_finite() { x.clamp(-largest, largest) } else { x };
         }
-        // The largest has code 0, whose value is 1: squares are at least 1.
-        let ratio = products.iter().sum::<f32>() / squares.iter().sum::<f32>();
-        (largest * ratio).min(f32::MAX)
+        halves.convert_from_f32_slice(&within);
+        for (code, half) in codes.as_chunks_mut().0.iter_mut().zip(halves) {
+            *code = half.to_le_bytes();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{format::Law, projective::Nearest};
+    use crate::projective::projective_table;
 
     #[test]
-    fn nearest_is_nearest() {
-        let nearest = Nearest::new(Law::Projective, 128, K);
-        for i in 0..=1 << 20 {
-            let x = i as f32 / (1 << 20) as f32;
-            assert_eq!(MAGNITUDES.nearest(x), usize::from(nearest.code(x).0), "{x}");
-        }
-        for &midpoint in &MAGNITUDES.midpoints[1..128] {
-            for x in [midpoint.next_down(), midpoint, midpoint.next_up()] {
-                assert_eq!(MAGNITUDES.nearest(x), usize::from(nearest.code(x).0), "{x}");
-            }
+    fn codes_are_nearest_but_for_half_a_bin() {
+        let table = projective_table(K, 128);
+        let row: Vec<f32> = (0..=1 << 16).map(|i| i as f32 / (1 << 16) as f32).collect();
+        let mut codes = vec![0; row.len()];
+        encode_projective(&row, 1.0, &mut codes);
+        for (x, code) in row.into_iter().zip(codes) {
+            let best = table.iter().map(|value| (value - x).abs()).fold(f32::INFINITY, f32::min);
+            let found = (table[usize::from(code)] - x).abs();
+            assert!(found <= best + 1.0 / BINS as f32, "{x}: off by {found}, {best} is possible");
         }
     }
 
@@ -227,7 +183,7 @@ mod tests {
         let encoded = |encoding: Encoding, row: &[f32]| {
             let n = row.len();
             let (mut codes, mut scales) = (vec![0; encoding.code_bytes(n)], vec![0; encoding.scale_bytes(n)]);
-            encoding.encode(Level::Scalar, row, &mut codes, &mut scales);
+            encoding.encode(row, &mut codes, &mut scales);
             let mut out = vec![7.0; n];
             encoding.decode(&codes, &scales, &mut out);
             out

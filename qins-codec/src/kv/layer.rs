@@ -1,8 +1,5 @@
 use super::{Encoding, KvFormat};
-use crate::{
-    Level,
-    kernels::attention::{Stored, TOKENS},
-};
+use crate::kernels::attention::{Stored, TOKENS};
 use rayon::prelude::*;
 use std::collections::VecDeque;
 
@@ -57,14 +54,13 @@ impl Part {
         (at, count): (usize, usize),
         (new, first): (&[f32], usize),
     ) {
-        let level = Level::current();
         let (code_bytes, scale_bytes) = (encoding.code_bytes(head), encoding.scale_bytes(head));
         let lane = |((lane, codes), scales): ((usize, &mut [u8]), &mut [u8])| {
             let rows = new[lane * (new.len() / lanes)..][first * head..].chunks_exact(head);
             for (row, values) in (at..at + count).zip(rows) {
                 let codes = &mut codes[row * code_bytes..][..code_bytes];
                 let scales = &mut scales[row * scale_bytes..][..scale_bytes];
-                encoding.encode(level, values, codes, scales);
+                encoding.encode(values, codes, scales);
             }
         };
         let lanes_a_task = (TASK / (count * head)).max(1);

@@ -49,47 +49,57 @@ impl<S: Source> Kernel for Scores<'_, S> {
 
     #[inline(always)]
     fn run(self) {
-        match self.out.len() {
-            1 => self.of::<1>(),
-            2 => self.of::<2>(),
-            3 => self.of::<3>(),
-            FEW => self.of::<FEW>(),
-            more => unreachable!("{more} are more than a few queries"),
+        match (self.out.len(), self.of.head.is_multiple_of(S::COLS)) {
+            (1, true) => self.of::<1, true>(),
+            (1, false) => self.of::<1, false>(),
+            (2, true) => self.of::<2, true>(),
+            (2, false) => self.of::<2, false>(),
+            (3, true) => self.of::<3, true>(),
+            (3, false) => self.of::<3, false>(),
+            (FEW, true) => self.of::<FEW, true>(),
+            (FEW, false) => self.of::<FEW, false>(),
+            (more, _) => unreachable!("{more} are more than a few queries"),
         }
     }
 }
 
 impl<S: Source> Scores<'_, S> {
+    /// `M` queries; `WHOLE` where a head is whole blocks of columns, so that tables stay in registers.
     #[inline(always)]
-    fn of<const M: usize>(self) {
+    fn of<const M: usize, const WHOLE: bool>(self) {
         let Self { of, keys, range, queries, out, next } = self;
-        let blocks = of.columns() / S::COLS;
-        assert!(queries.len() == M * of.columns() && range.end <= TOKENS);
-        // Sums of their own for each vector, where registers suffice: an addition must wait for the one before.
-        let chains = if M <= 2 { VECTORS } else { 1 };
+        let (whole, columns) = (of.head / S::COLS, of.columns());
+        assert!(queries.len() == M * columns && range.end <= TOKENS);
+        of.check(keys, range.end);
+        // SAFETY: `Level::run` has found the instructions, here and below; queries have `M` times `COLS` values a block.
+        let add = |sums: &mut [S::V; M], keys: [S::V; VECTORS], block: usize| unsafe {
+            let queries = queries.as_ptr().add(block * M * S::COLS);
+            for (q, sum) in sums.iter_mut().enumerate() {
+                let query = |j: usize| S::V::load(queries.add(q * S::COLS + j * S::V::LANES));
+                // A sum of its own, because one multiplication must wait for another, blocks need not.
+                let mut of_block = keys[0].mul(query(0));
+                for (j, keys) in keys.iter().enumerate().skip(1) {
+                    of_block = keys.mul_add(query(j), of_block);
+                }
+                *sum = sum.add(of_block);
+            }
+        };
         for row in range {
             Of::<S>::prefetch(next, row);
-            // SAFETY: `Level::run` has found the instructions, here and below.
-            let mut sums = [[unsafe { S::V::zero() }; VECTORS]; M];
-            for block in 0..blocks {
-                // SAFETY: the row and the block exist; queries have `M` times `COLS` values a block.
-                unsafe {
-                    let keys = of.decode_block(keys, row, block);
-                    let queries = queries.as_ptr().add(block * M * S::COLS);
-                    for (q, sums) in sums.iter_mut().enumerate() {
-                        for (j, keys) in keys.iter().enumerate() {
-                            let query = S::V::load(queries.add(q * S::COLS + j * S::V::LANES));
-                            sums[j % chains] = keys.mul_add(query, sums[j % chains]);
-                        }
-                    }
-                }
+            // SAFETY: as above.
+            let mut sums = [unsafe { S::V::zero() }; M];
+            for block in 0..whole {
+                // SAFETY: as above; the rows were checked.
+                add(&mut sums, unsafe { of.decode_whole(keys, row, block) }, block);
+            }
+            if !WHOLE {
+                // SAFETY: as above.
+                add(&mut sums, unsafe { of.decode_last(keys, row) }, whole);
             }
             let scale = of.row_scale(keys, row);
-            for (out, sums) in out.iter_mut().zip(sums) {
-                let [a, b, c, d] = sums;
+            for (out, sum) in out.iter_mut().zip(sums) {
                 // SAFETY: as above.
-                let sum = unsafe { if chains == 1 { a.sum() } else { a.add(b).add(c.add(d)).sum() } };
-                out[row] = sum * scale;
+                out[row] = unsafe { sum.sum() } * scale;
             }
         }
     }
@@ -126,6 +136,7 @@ impl<S: Source> Add<'_, S> {
         let Self { of, values, range, weights, sums, next } = self;
         let columns = of.columns();
         assert!(sums.len() == M * columns && range.end <= TOKENS);
+        of.check(values, range.end);
         let mut scaled = [[0.0; TOKENS]; M];
         for row in range.clone() {
             let scale = of.row_scale(values, row);
@@ -135,22 +146,30 @@ impl<S: Source> Add<'_, S> {
         }
         for block in 0..columns / S::COLS {
             let at = |q: usize, j: usize| q * columns + block * S::COLS + j * S::V::LANES;
-            // SAFETY: `Level::run` has found the instructions; sums are `M` times all columns.
+            // SAFETY: `Level::run` has found the instructions, here and below; sums are `M` times all columns.
             let mut of_block: [[S::V; VECTORS]; M] =
                 std::array::from_fn(|q| std::array::from_fn(|j| unsafe { S::V::load(sums.as_ptr().add(at(q, j))) }));
-            for row in range.clone() {
-                if block == 0 {
-                    Of::<S>::prefetch(next, row);
-                }
-                // SAFETY: as above; the row and the block exist.
-                unsafe {
-                    let values = of.decode_block(values, row, block);
-                    for (sums, scaled) in of_block.iter_mut().zip(&scaled) {
-                        let weight = S::V::splat(&scaled[row]);
-                        for (sum, values) in sums.iter_mut().zip(values) {
-                            *sum = values.mul_add(weight, *sum);
-                        }
+            let mut add = |values: [S::V; VECTORS], row: usize| {
+                for (sums, scaled) in of_block.iter_mut().zip(&scaled) {
+                    // SAFETY: as above.
+                    let weight = unsafe { S::V::splat(&scaled[row]) };
+                    for (sum, values) in sums.iter_mut().zip(values) {
+                        // SAFETY: as above.
+                        *sum = unsafe { values.mul_add(weight, *sum) };
                     }
+                }
+            };
+            if block * S::COLS + S::COLS > of.head {
+                for row in range.clone() {
+                    // SAFETY: as above.
+                    add(unsafe { of.decode_last(values, row) }, row);
+                }
+            } else {
+                let next = if block == 0 { next } else { &[] };
+                for row in range.clone() {
+                    Of::<S>::prefetch(next, row);
+                    // SAFETY: as above; the rows were checked.
+                    add(unsafe { of.decode_whole(values, row, block) }, row);
                 }
             }
             for (q, of_block) in of_block.into_iter().enumerate() {
@@ -162,6 +181,9 @@ impl<S: Source> Add<'_, S> {
         }
     }
 }
+
+/// Sums side by side.
+const LANES: usize = 16;
 
 /// See [`softmax`](super::softmax).
 pub(super) struct Weigh<'a> {
@@ -176,23 +198,22 @@ impl Kernel for Weigh<'_> {
     #[inline(always)]
     fn run(self) -> f32 {
         let Self { scores, range, state } = self;
-        // What is not of the range weighs nothing; whole arrays become vectors.
+        // What is not of the range weighs nothing. Plain loops over the whole array are what becomes vectors.
         scores[..range.start].fill(f32::NEG_INFINITY);
         scores[range.end..].fill(f32::NEG_INFINITY);
-        let mut lanes = [f32::NEG_INFINITY; 8];
-        for scores in scores.as_chunks::<8>().0 {
-            for (largest, &score) in lanes.iter_mut().zip(scores) {
-                *largest = if score > *largest { score } else { *largest };
-            }
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for i in 0..TOKENS {
+            let largest = &mut lanes[i % LANES];
+            *largest = if scores[i] > *largest { scores[i] } else { *largest };
         }
         let largest = lanes.into_iter().fold(state.largest, f32::max);
         let from = reference(largest);
-        let mut totals = [0f32; 8];
-        for scores in scores.as_chunks_mut::<8>().0 {
-            for (total, score) in totals.iter_mut().zip(scores) {
-                *score = exp(*score - from);
-                *total += *score;
-            }
+        for score in scores.iter_mut() {
+            *score = exp(*score - from);
+        }
+        let mut totals = [0f32; LANES];
+        for i in 0..TOKENS {
+            totals[i % LANES] += scores[i];
         }
         let factor = exp(state.largest - from);
         *state = Softmax { largest, total: state.total * factor + totals.iter().sum::<f32>() };

@@ -48,6 +48,7 @@ impl<S: Source> Kernel for Decode<'_, S> {
     fn run(self) {
         let Self { of, rows, count, out } = self;
         let columns = of.columns();
+        of.check(rows, count);
         for (row, out) in out.chunks_exact_mut(columns).take(count).enumerate() {
             let scale = of.row_scale(rows, row);
             for (block, out) in out.chunks_exact_mut(S::COLS).enumerate() {

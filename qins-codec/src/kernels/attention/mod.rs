@@ -188,19 +188,27 @@ impl<B: Block> Source for Grouped<B> {
 /// Rows of a source.
 struct Of<S> {
     source: S,
-    encoding: Encoding,
     head: usize,
+    /// Bytes of a row.
+    code_bytes: usize,
+    base_bytes: usize,
+    scale_bytes: usize,
 }
 
 pub(super) fn of_whole<B: Block + 'static>(block: B, encoding: Encoding, head: usize) -> Box<dyn Rows> {
-    Box::new(Of { source: Whole(block), encoding, head })
+    Box::new(Of::new(Whole(block), encoding, head))
 }
 
 pub(super) fn of_groups<B: Block + 'static>(block: B, encoding: Encoding, head: usize) -> Box<dyn Rows> {
-    Box::new(Of { source: Grouped(block), encoding, head })
+    Box::new(Of::new(Grouped(block), encoding, head))
 }
 
 impl<S: Source> Of<S> {
+    fn new(source: S, encoding: Encoding, head: usize) -> Self {
+        let (code_bytes, scale_bytes) = (encoding.code_bytes(head), encoding.scale_bytes(head));
+        Self { source, head, code_bytes, base_bytes: encoding.base_bytes(), scale_bytes }
+    }
+
     fn columns(&self) -> usize {
         self.head.next_multiple_of(S::COLS)
     }
@@ -210,43 +218,61 @@ impl<S: Source> Of<S> {
         place / S::COLS * S::COLS + S::column(place % S::COLS)
     }
 
-    /// Decodes the block of columns `block` of a row; after the head's last column come numbers of no meaning.
+    /// Fails unless the first `count` rows are there.
+    #[inline(always)]
+    fn check(&self, rows: Stored<'_>, count: usize) {
+        assert!(rows.codes.len() >= count * self.code_bytes && rows.scales.len() >= count * self.scale_bytes);
+    }
+
+    /// Decodes a block of columns of which the head has all.
     ///
     /// # Safety
-    /// The processor has the instructions; the row and the block exist.
+    /// The processor has the instructions; the row was [checked](Self::check), and the block is in it.
+    #[inline(always)]
+    unsafe fn decode_whole(&self, rows: Stored<'_>, row: usize, block: usize) -> [S::V; VECTORS] {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let codes = rows.codes.as_ptr().add(row * self.code_bytes + block * S::CODE_BYTES);
+            let scale = row * self.scale_bytes + self.base_bytes + block * S::SCALES;
+            self.source.decode(codes, rows.scales.as_ptr().wrapping_add(scale))
+        }
+    }
+
+    /// Decodes the last columns, where they are fewer than a block; what comes after has no meaning.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    #[inline(always)]
+    unsafe fn decode_last(&self, rows: Stored<'_>, row: usize) -> [S::V; VECTORS] {
+        const { assert!(S::CODE_BYTES <= MOST_BYTES && S::SCALES <= MOST_SCALES) };
+        let block = self.head / S::COLS;
+        let (mut last_codes, mut last_scales) = ([0; MOST_BYTES], [0; MOST_SCALES]);
+        let codes = &rows.codes[row * self.code_bytes..][..self.code_bytes][block * S::CODE_BYTES..];
+        let scales = &rows.scales[row * self.scale_bytes..][..self.scale_bytes][self.base_bytes + block * S::SCALES..];
+        last_codes[..S::CODE_BYTES].iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
+        last_scales[..S::SCALES].iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
+        // SAFETY: the arrays hold a block.
+        unsafe { self.source.decode(last_codes.as_ptr(), last_scales.as_ptr()) }
+    }
+
+    /// Decodes any block of columns.
+    ///
+    /// # Safety
+    /// As for [`decode_whole`](Self::decode_whole).
     #[inline(always)]
     unsafe fn decode_block(&self, rows: Stored<'_>, row: usize, block: usize) -> [S::V; VECTORS] {
-        let (code_bytes, scale_bytes) = (self.encoding.code_bytes(self.head), self.encoding.scale_bytes(self.head));
-        debug_assert!(rows.codes.len() >= (row + 1) * code_bytes && rows.scales.len() >= (row + 1) * scale_bytes);
-        let (code, scale) = (block * S::CODE_BYTES, self.encoding.base_bytes() + block * S::SCALES);
-        if (block + 1) * S::COLS <= self.head {
-            // SAFETY: as the caller promises, within the row.
-            unsafe {
-                let codes = rows.codes.as_ptr().add(row * code_bytes + code);
-                let scales = rows.scales.as_ptr().wrapping_add(row * scale_bytes + scale);
-                self.source.decode(codes, scales)
-            }
-        } else {
-            const { assert!(S::CODE_BYTES <= MOST_BYTES && S::SCALES <= MOST_SCALES) };
-            let (mut last_codes, mut last_scales) = ([0; MOST_BYTES], [0; MOST_SCALES]);
-            let codes = &rows.codes[row * code_bytes..][..code_bytes][code..];
-            let scales = &rows.scales[row * scale_bytes..][..scale_bytes][scale..];
-            last_codes[..S::CODE_BYTES].iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
-            last_scales[..S::SCALES].iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
-            // SAFETY: the arrays hold a block.
-            unsafe { self.source.decode(last_codes.as_ptr(), last_scales.as_ptr()) }
+        // SAFETY: as the caller promises.
+        unsafe {
+            if block < self.head / S::COLS { self.decode_whole(rows, row, block) } else { self.decode_last(rows, row) }
         }
     }
 
     /// What row `row` is multiplied by.
     #[inline(always)]
     fn row_scale(&self, rows: Stored<'_>, row: usize) -> f32 {
-        match self.encoding.base_bytes() {
+        match self.base_bytes {
             0 => 1.0,
-            _ => {
-                let base = rows.scales[row * self.encoding.scale_bytes(self.head)..].first_chunk();
-                f32::from_le_bytes(*base.expect("a row's scale"))
-            }
+            _ => f32::from_le_bytes(*rows.scales[row * self.scale_bytes..].first_chunk().expect("a row's scale")),
         }
     }
 }
