@@ -1,6 +1,5 @@
 //! How keys and values are stored, and how long texts are run, on the command line.
 
-use crate::model::Loaded;
 use burn::tensor::backend::Backend;
 use clap::ValueEnum;
 use phi35_model::{Config, Generation};
@@ -9,10 +8,9 @@ use qins_kv_cache::{ChosenKv, KvChoice};
 /// The key-value cache.
 #[derive(clap::Args, Clone)]
 pub struct KvArgs {
-    /// How keys and values are stored: f32, f16, v8 (values in 8 bits), q8 (both), v4 (values in 4 bits) [default: f16, and
-    /// f32 on graphics devices]
-    #[arg(long, value_name = "FORMAT")]
-    kv: Option<KvChoice>,
+    /// How keys and values are stored: f32, f16, v8 (values in 8 bits), q8 (both), v4 (values in 4 bits)
+    #[arg(long, value_name = "FORMAT", default_value_t = KvChoice::F32)]
+    kv: KvChoice,
     /// Tokens of a prompt that are run at a time [default: 256]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prompt_chunk: Option<u32>,
@@ -22,15 +20,14 @@ pub struct KvArgs {
 const DEFAULT_CHUNK: usize = 256;
 
 impl KvArgs {
-    /// The choice for a loaded model.
-    pub fn choice(&self, loaded: &Loaded) -> KvChoice {
-        self.kv.unwrap_or(loaded.default_kv)
+    /// The choice.
+    pub fn choice(&self) -> KvChoice {
+        self.kv
     }
 
-    /// Makes empty stores for a loaded model.
-    pub fn stores<B: Backend>(&self, loaded: &Loaded) -> impl Fn() -> ChosenKv<B> + use<B> {
-        let choice = self.choice(loaded);
-        move || choice.store()
+    /// An empty store.
+    pub fn store<B: Backend>(&self) -> ChosenKv<B> {
+        self.kv.store()
     }
 
     /// Tokens of a prompt that are run at a time.

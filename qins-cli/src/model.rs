@@ -7,9 +7,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::{Config, Phi3};
 use qins_backend::{Qins, weight_bytes};
-use qins_codec::kv::KvFormat;
 use qins_import::{Progress, load, load_container, load_encoded, synthetic};
-use qins_kv_cache::KvChoice;
 use std::time::Instant;
 
 #[cfg(not(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")))]
@@ -86,20 +84,6 @@ impl Default for BackendName {
     }
 }
 
-impl BackendName {
-    /// In the host's memory attention is computed on codes; elsewhere they would have to be fetched.
-    fn default_kv(self) -> KvChoice {
-        match self {
-            #[cfg(feature = "flex")]
-            Self::Flex => KvChoice::Encoded(KvFormat::F16),
-            #[cfg(feature = "ndarray")]
-            Self::Ndarray => KvChoice::Encoded(KvFormat::F16),
-            #[cfg(any(feature = "wgpu", feature = "cuda"))]
-            _ => KvChoice::F32,
-        }
-    }
-}
-
 /// A computation on a model of any backend.
 pub trait Run {
     /// Its result.
@@ -115,8 +99,6 @@ pub struct Loaded {
     pub load_s: f64,
     /// Bytes of the weights that every token reads: all but the embedding's table, unless it is the head, too.
     pub token_bytes: usize,
-    /// The cache that suits the backend.
-    pub default_kv: KvChoice,
 }
 
 impl ModelArgs {
@@ -153,17 +135,16 @@ impl RunArgs {
     fn run_on<B: Backend, R: Run>(&self, weights: Weights<'_>, task: R) -> Result<R::Output> {
         let start = Instant::now();
         let device = Default::default();
-        let default_kv = self.backend.default_kv();
         let coded = |task: R, model: Phi3<Qins<B>>| {
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| weight_bytes(&model.model.embed_tokens));
-            let loaded = Loaded { load_s, token_bytes: weight_bytes(&model) - table, default_kv };
+            let loaded = Loaded { load_s, token_bytes: weight_bytes(&model) - table };
             task.run(&model, loaded)
         };
         let float = |task: R, model: Phi3<B>| {
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| model.model.embed_tokens.num_params());
-            let loaded = Loaded { load_s, token_bytes: (model.num_params() - table) * size_of::<f32>(), default_kv };
+            let loaded = Loaded { load_s, token_bytes: (model.num_params() - table) * size_of::<f32>() };
             task.run(&model, loaded)
         };
         let source = match weights {

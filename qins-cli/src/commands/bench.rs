@@ -132,16 +132,19 @@ pub fn run(args: Args) -> Result<()> {
     }
     let gigabytes = |bytes: f64| bytes / 1e9;
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), |b| format!("{:.2} GB", gigabytes(b as f64)));
+    let context = match report.context_tokens {
+        0 => String::new(),
+        tokens => {
+            format!("context   {tokens:>4} tokens: {:.3} GB in {}\n", gigabytes(report.context_bytes as f64), report.kv)
+        }
+    };
     output::text(&format!(
         "load      {:.2} s, peak resident {peak}, {:.3} GB of weights a token\n\
-         context   {:>4} tokens: {:.3} GB in {}\n\
+         {context}\
          prompt    {:>4} tokens: {}\n\
          generate  {:>4} tokens: {}, {:.2} GB/s, {:.0} % of the {:.2} GB/s that a sum over memory reads\n",
         report.load_s,
         gigabytes(report.token_bytes as f64),
-        report.context_tokens,
-        gigabytes(report.context_bytes as f64),
-        report.kv,
         report.prompt_tokens,
         report.prompt_tokens_per_s,
         report.generate_tokens,
@@ -174,9 +177,9 @@ impl Run for Measure {
             |tokens: u32| self.kv.set(Generation { max_new_tokens: tokens as usize, ..Generation::default() });
         // Touches every weight, and whatever a backend prepares at its first run.
         generate(model, &ids(0)[self.context..][..1], options(2))?.for_each(drop);
-        let mut prefix = self.filled(model, &loaded);
+        let mut prefix = self.filled(model);
         let config = model.config();
-        let choice = self.kv.choice(&loaded);
+        let choice = self.kv.choice();
         let of_heads = config.num_hidden_layers * config.key_value_heads() * choice.token_bytes(config.head_size());
         let context_bytes = self.context.min(config.sliding_window.unwrap_or(usize::MAX)) * of_heads;
         let (mut prompt, mut generated) = (Vec::new(), Vec::new());
@@ -213,9 +216,9 @@ impl Run for Measure {
 
 impl Measure {
     /// A text of which the cache holds random keys and values.
-    fn filled<B: Backend>(&self, model: &Phi3<B>, loaded: &Loaded) -> Prefix<B, ChosenKv<B>> {
+    fn filled<B: Backend>(&self, model: &Phi3<B>) -> Prefix<B, ChosenKv<B>> {
         const PART: usize = 256;
-        let mut cache = model.cache_with(self.kv.stores(loaded));
+        let mut cache = model.cache_with(|| self.kv.store());
         let device = model.model.norm.gamma.device();
         let config = model.config();
         let [keys, values] = [(); 2].map(|()| {

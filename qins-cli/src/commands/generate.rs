@@ -124,7 +124,7 @@ impl Run for Task<'_> {
 
     fn run<B: Backend>(mut self, model: &Phi3<B>, loaded: Loaded) -> Result<()> {
         let start = Instant::now();
-        let prefix = Prefix::with(model, self.kv.stores(&loaded));
+        let prefix = Prefix::with(model, || self.kv.store());
         let mut tokens = resume(model, prefix, &self.prompt_ids, self.options.clone())?;
         let mut ids = Vec::new();
         let mut text = self.text.as_ref().map(|_| String::new());

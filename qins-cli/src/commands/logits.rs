@@ -90,7 +90,7 @@ impl Run for Task {
 
     fn run<B: Backend>(self, model: &Phi3<B>, loaded: Loaded) -> Result<Logits> {
         let start = Instant::now();
-        let cache = model.cache_with(self.kv.stores(&loaded));
+        let cache = model.cache_with(|| self.kv.store());
         let logits = model.sequence_logits_with(&self.ids, cache, self.kv.chunk())?;
         let shape = logits.dims();
         let values = logits.into_data().convert::<f32>().into_vec().expect("just converted to f32");

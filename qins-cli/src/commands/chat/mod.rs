@@ -54,6 +54,9 @@ pub struct Args {
     kv: KvArgs,
     #[command(flatten)]
     long: LongArgs,
+    /// When an answer fills the context, forget the older half of the text but for the system message, and go on
+    #[arg(long)]
+    shift: bool,
     /// End answers before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -158,7 +161,7 @@ impl Run for Chat<'_> {
             let source = &self.args.model.model;
             eprintln!("{source}, context {} tokens. /help lists commands, Ctrl-D leaves.", self.context);
         }
-        let mut prefix = Some(Prefix::with(model, self.args.kv.stores(&loaded)));
+        let mut prefix = Some(Prefix::with(model, || self.args.kv.store()));
         while let Some(line) = input.next()? {
             match line {
                 Line::Say(text) => self.answer(model, &mut prefix, text)?,
@@ -238,6 +241,7 @@ impl Chat<'_> {
             stop_ids: self.stop_ids.clone(),
             vocabulary: Some(self.tokenizer.vocabulary()),
             sampling,
+            shift: if self.args.shift { Some(self.conversation.system_tokens()?) } else { None },
             ..Generation::default()
         };
         let options = self.args.long.set(self.args.kv.set(options), model.config());
