@@ -19,6 +19,7 @@
 //! ```
 
 mod choice;
+pub mod file;
 mod store;
 
 pub use choice::{ChosenKv, KvChoice, UnknownKv};

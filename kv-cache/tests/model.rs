@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
 use phi35_model::{Config, Generation, KvCache, KvStore, Phi3, Prefix, resume};
 use qins_codec::kv::{KvFormat, KvLayer};
-use qins_kv_cache::{KvChoice, QinsKvCache};
+use qins_kv_cache::{ChosenKv, KvChoice, QinsKvCache, file};
 use serde_json::{Value, json};
 
 const VOCABULARY: u32 = 40;
@@ -199,4 +199,39 @@ fn a_row_in_a_batch_is_the_row_alone() {
         assert!(largest_difference(&found[..30 * width], &alone[0]) < 1e-3, "{kv}");
         assert!(largest_difference(&found[37 * width..], &alone[1]) < 1e-3, "{kv}");
     }
+}
+
+/// Save, load in a new run, go on: the same tokens, across the long rope too; and nothing else is taken for a cache.
+#[test]
+fn a_saved_cache_goes_on_as_if_it_had_never_left_memory() {
+    let model = model(longrope());
+    for kv in KvChoice::all().filter(|&kv| kv != KvChoice::F32) {
+        let options = || Generation { max_new_tokens: 30, ..Generation::default() };
+        let mut tokens = resume(&model, Prefix::with(&model, || kv.store()), &ids(250), options()).unwrap();
+        let mut text = ids(250);
+        text.extend(tokens.by_ref());
+        let prefix: Prefix<Flex, ChosenKv<Flex>> = tokens.into_prefix();
+        let mut bytes = Vec::new();
+        file::save(&model, &prefix, &mut bytes).unwrap();
+
+        let loaded = file::load(&model, kv, &bytes[..]).unwrap();
+        let [mut kept, mut loaded] = [prefix, loaded].map(|prefix| resume(&model, prefix, &text, options()).unwrap());
+        assert_eq!(loaded.reused_tokens(), 279);
+        let found: Vec<u32> = loaded.by_ref().collect();
+        assert_eq!(found, kept.by_ref().collect::<Vec<u32>>(), "{kv}");
+
+        for at in [0, 9, 40, bytes.len() / 2, bytes.len() - 1] {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert!(file::load(&model, kv, &changed[..]).is_err(), "byte {at}");
+            assert!(file::load(&model, kv, &bytes[..at]).is_err(), "{at} bytes");
+        }
+        let other = if kv.name() == "q8" { "v8" } else { "q8" };
+        let error = file::load(&model, other.parse().unwrap(), &bytes[..]).unwrap_err();
+        assert_eq!(error.to_string(), format!("format: expected {other}, found {kv}"));
+        let another = self::model(json!({"rms_norm_eps": 1e-6}));
+        assert!(file::load(&another, kv, &bytes[..]).unwrap_err().to_string().starts_with("model: expected"));
+    }
+    let floats = Prefix::with(&model, || KvChoice::F32.store());
+    assert!(file::save(&model, &floats, Vec::new()).unwrap_err().to_string().contains("floats"));
 }

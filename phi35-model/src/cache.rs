@@ -123,6 +123,11 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
         });
     }
 
+    /// Length of the sequence that the stored keys are rotated for: with longrope, factors go by it.
+    pub fn rotated_for(&self) -> usize {
+        self.rotated_for
+    }
+
     /// Padding of each row; a single 0 stands for rows without any.
     pub(crate) fn paddings(&self) -> &[usize] {
         if self.left_padding.is_empty() { &[0] } else { &self.left_padding }

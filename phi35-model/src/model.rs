@@ -5,7 +5,7 @@ use crate::{
 use burn::{
     module::Module,
     nn::{Embedding, EmbeddingConfig, Linear, RmsNorm},
-    tensor::{Int, Tensor, backend::Backend},
+    tensor::{Int, Tensor, TensorData, backend::Backend},
 };
 
 /// `Phi3ForCausalLM`: the decoder and the head that turns its state into logits.
@@ -66,6 +66,20 @@ impl<B: Backend> Phi3<B> {
     /// A cache whose layers are made by `store`.
     pub fn cache_with<S: KvStore<B>>(&self, store: impl FnMut() -> S) -> KvCache<B, S> {
         KvCache::with(self.config().num_hidden_layers, store)
+    }
+
+    /// A cache of stores that already hold the tokens `ids` of one sequence, rotated for `rotated_for` tokens
+    /// ([`KvCache::rotated_for`]).
+    pub fn cache_from<S: KvStore<B>>(&self, layers: Vec<S>, ids: &[u32], rotated_for: usize) -> KvCache<B, S> {
+        let mut layers = layers.into_iter();
+        let mut cache = self.cache_with(|| layers.next().expect("a store for each layer"));
+        if self.config.rope_scaling.is_some() && !ids.is_empty() {
+            let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+            let shape = [1, ids.len()];
+            cache.ids = Some(Tensor::from_data(TensorData::new(ids, shape), &self.model.norm.gamma.device()));
+        }
+        cache.rotated_for = rotated_for;
+        cache
     }
 
     /// Runs new tokens `[batch, tokens]` after those in the cache: the state before the head, `[batch, tokens, hidden]`.

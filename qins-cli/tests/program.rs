@@ -721,3 +721,45 @@ fn text_prompts_never_yield_padding_ids() {
     let raw = json_of(run(&["generate", "--ids", "1,2,49", "-n", "30", "--ignore-eos", "--json"], directory.path()));
     assert!(raw["ids"].as_array().unwrap().iter().any(|id| id.as_u64().unwrap() >= 5), "nothing is suppressed: {raw}");
 }
+
+#[test]
+fn a_cache_is_left_to_the_next_run() {
+    let directory = model();
+    let file = directory.path().join("text.kv");
+    let run_with = |more: &[&str]| {
+        let arguments = ["generate", "--ids", "1,2,3,4,5,6,7,8", "-n", "6", "--ignore-eos", "--json"];
+        json_of(run(&[&arguments[..], more].concat(), directory.path()))
+    };
+    let cached = ["--kv", "q8", "--cache", file.to_str().unwrap()];
+    let alone = run_with(&["--kv", "q8"]);
+    let [first, second] = [run_with(&cached), run_with(&cached)];
+    assert_eq!((&first["ids"], &second["ids"]), (&alone["ids"], &alone["ids"]));
+    assert_eq!((&first["timings"]["reused_tokens"], &second["timings"]["reused_tokens"]), (&0.into(), &7.into()));
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let generate = ["generate", "--ids", "1,2", "-n", "1"];
+    let spoiled = failure(run(&[&generate[..], &cached].concat(), directory.path()));
+    assert!(spoiled.contains("text.kv") && spoiled.contains("checksum"), "{spoiled}");
+    let floats = failure(run(&[&generate[..], &["--cache", "x"]].concat(), directory.path()));
+    assert!(floats.contains("--kv"), "{floats}");
+    assert_eq!(qins().args(["generate", "--kv", "q9", "--ids", "1", "demo"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn every_cache_generates_and_a_filled_one_is_measured() {
+    let directory = model();
+    for kv in ["f32", "f16", "v8", "q8", "v4"] {
+        let found = json_of(run(
+            &["generate", "--ids", "1,2,3", "-n", "4", "--kv", kv, "--prompt-chunk", "2", "--json"],
+            directory.path(),
+        ));
+        assert!(found["ids"].as_array().unwrap().len() <= 4);
+        let arguments =
+            ["bench", "--prompt", "2", "--generate", "2", "--reps", "1", "--context", "9", "--kv", kv, "--json"];
+        let report = json_of(run(&arguments, directory.path()));
+        let shown = json_of(run(&["inspect", "--json"], directory.path()));
+        assert_eq!(report["kv"], kv);
+        assert_eq!(report["context_bytes"].as_u64().unwrap(), 9 * shown["kv"][kv]["bytes_per_token"].as_u64().unwrap());
+    }
+}

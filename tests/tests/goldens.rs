@@ -14,6 +14,7 @@ use qins_import::{
     container::{Container, Converter},
     load, load_container, load_encoded, plan,
 };
+use qins_kv_cache::KvChoice;
 use qins_tests::{has_gpu, ids, read_json, read_tensor, shared};
 use std::{
     collections::BTreeSet,
@@ -326,4 +327,36 @@ fn one_container_gives_the_same_logits_on_every_backend() {
         let error = container.at_depth(4).unwrap_err().to_string();
         assert!(error.contains("found 4"), "{error}");
     }
+}
+
+/// Every cache against that of floats, on text that the model was not trained on: mean divergence of what it predicts.
+#[test]
+fn encoded_caches_change_a_trained_model_as_little_as_documented() {
+    let (Some(directory), Some(text)) = (shared("models/docs-lm"), shared("text/wikitext-2/test.txt")) else { return };
+    let model = load_model::<Flex>(&directory);
+    let tokenizer = Tokenizer::read(&directory).unwrap();
+    let text: String = std::fs::read_to_string(text).unwrap().chars().take(4000).collect();
+    let ids = &tokenizer.encode(&text).unwrap()[..512];
+    let logits = |kv: KvChoice| -> Vec<f32> {
+        let cache = model.cache_with(|| kv.store());
+        model.sequence_logits_with(ids, cache, 100).unwrap().into_data().into_vec().unwrap()
+    };
+    let float = logits(KvChoice::F32);
+    for (name, most) in [("f16", 1e-6), ("v8", 1e-4), ("q8", 1e-3), ("v4", 5e-3)] {
+        let kl = mean_kl(&float, &logits(name.parse().unwrap()), model.config().vocab_size);
+        assert!(kl > 0.0 && kl < most, "{name}: {kl:e}");
+    }
+}
+
+/// Mean over rows of the divergence of two distributions, in nats.
+fn mean_kl(a: &[f32], b: &[f32], width: usize) -> f64 {
+    let log_softmax = |logits: &[f32]| -> Vec<f64> {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = logits.iter().map(|&x| f64::from(x - largest).exp()).sum();
+        logits.iter().map(|&x| f64::from(x - largest) - total.ln()).collect()
+    };
+    let of_row = |(a, b): (&[f32], &[f32])| -> f64 {
+        log_softmax(a).into_iter().zip(log_softmax(b)).map(|(a, b)| a.exp() * (a - b)).sum()
+    };
+    a.chunks(width).zip(b.chunks(width)).map(of_row).sum::<f64>() / (a.len() / width) as f64
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::Result;
 use burn::tensor::backend::Backend;
-use phi35_model::{Generation, Phi3, Prefix, StopReason, StopText, TextStream, resume};
+use phi35_model::{Generation, Phi3, StopReason, StopText, TextStream, resume};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -65,6 +65,8 @@ struct Timings {
     prompt_tokens: usize,
     generate_s: f64,
     generate_tokens: usize,
+    /// Tokens of the prompt that --cache had.
+    reused_tokens: usize,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -102,6 +104,7 @@ pub fn run(args: Args) -> Result<()> {
         prompt_ids,
         options,
         kv: args.kv.clone(),
+        long: args.long.clone(),
         stops: StopText::new(args.stop.clone()),
         json: args.json,
     };
@@ -115,6 +118,7 @@ struct Task<'t> {
     text: Option<TextStream<'t>>,
     options: Generation,
     kv: KvArgs,
+    long: LongArgs,
     stops: StopText,
     json: bool,
 }
@@ -124,7 +128,7 @@ impl Run for Task<'_> {
 
     fn run<B: Backend>(mut self, model: &Phi3<B>, loaded: Loaded) -> Result<()> {
         let start = Instant::now();
-        let prefix = Prefix::with(model, || self.kv.store());
+        let prefix = self.long.prefix(model, &self.kv)?;
         let mut tokens = resume(model, prefix, &self.prompt_ids, self.options.clone())?;
         let mut ids = Vec::new();
         let mut text = self.text.as_ref().map(|_| String::new());
@@ -162,12 +166,14 @@ impl Run for Task<'_> {
             prompt_tokens: self.prompt_ids.len(),
             generate_s: total_s - prompt_s,
             generate_tokens: ids.len(),
+            reused_tokens: tokens.reused_tokens(),
         };
         let stop = match tokens.stop_reason() {
             _ if stopped => "stop",
             Some(StopReason::Eos) => "eos",
             Some(StopReason::Length) | None => "length",
         };
+        self.long.keep(model, &tokens.into_prefix())?;
         let report =
             Report { prompt_ids: self.prompt_ids, ids, text, stop, timings, peak_rss_bytes: output::peak_rss_bytes() };
         if self.json { output::json(&report) } else { Ok(()) }

@@ -1,7 +1,10 @@
 use super::{Encoding, KvFormat};
 use crate::kernels::attention::{Stored, TOKENS};
 use rayon::prelude::*;
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+};
 
 /// Values that are encoded by one task.
 const TASK: usize = 1 << 14;
@@ -175,6 +178,50 @@ impl KvLayer {
         while (self.freed + 1) * TOKENS <= first.min(self.len) && self.blocks.pop_front().is_some() {
             self.freed += 1;
         }
+    }
+
+    /// Writes all blocks that are kept: codes and scales of keys, then of values.
+    pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
+        for Block { keys, values } in &self.blocks {
+            for part in [keys, values] {
+                to.write_all(&part.codes)?;
+                to.write_all(&part.scales)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what [`write`](Self::write) wrote: the tokens `first..len` for a cache of `[batch, kv heads, head]`. Any bytes
+    /// are legal codes.
+    ///
+    /// # Errors
+    /// Those of reading; [`io::ErrorKind::InvalidData`] if no blocks have those tokens.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn read(
+        format: KvFormat,
+        [batch, kv_heads, head]: [usize; 3],
+        first: usize,
+        len: usize,
+        from: &mut impl Read,
+    ) -> io::Result<Self> {
+        let mut layer = Self::new(format, batch, kv_heads, head);
+        if !first.is_multiple_of(TOKENS) || first > len {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("tokens {first}..{len} are no blocks")));
+        }
+        (layer.freed, layer.len) = (first / TOKENS, len);
+        for _ in layer.freed..len.div_ceil(TOKENS) {
+            let mut part = |encoding| {
+                let mut part = Part::new(encoding, batch * kv_heads, head);
+                from.read_exact(&mut part.codes)?;
+                from.read_exact(&mut part.scales)?;
+                Ok::<_, io::Error>(part)
+            };
+            let (keys, values) = (part(format.keys())?, part(format.values())?);
+            layer.blocks.push_back(Block { keys, values });
+        }
+        Ok(layer)
     }
 
     /// The rows of a block of one head of one sequence: keys and values.

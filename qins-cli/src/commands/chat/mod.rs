@@ -161,7 +161,7 @@ impl Run for Chat<'_> {
             let source = &self.args.model.model;
             eprintln!("{source}, context {} tokens. /help lists commands, Ctrl-D leaves.", self.context);
         }
-        let mut prefix = Some(Prefix::with(model, || self.args.kv.store()));
+        let mut prefix = Some(self.args.long.prefix(model, &self.args.kv)?);
         while let Some(line) = input.next()? {
             match line {
                 Line::Say(text) => self.answer(model, &mut prefix, text)?,
@@ -173,6 +173,9 @@ impl Run for Chat<'_> {
                     }
                 }
             }
+        }
+        if let Some(prefix) = &prefix {
+            self.args.long.keep(model, prefix)?;
         }
         if self.args.json {
             output::json(&Report {
