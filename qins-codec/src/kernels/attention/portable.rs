@@ -7,7 +7,6 @@ use crate::{
     kernels::{Block, Decoded, VECTORS, Vector},
     kv::Encoding,
     pack::unpack_eight,
-    shaped,
 };
 use half::f16;
 
@@ -15,7 +14,7 @@ pub(super) fn rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
     match encoding {
         Encoding::Half => of_whole(Half, encoding, head),
         Encoding::Projective => of_whole(SignMagnitude(encoding.values()), encoding, head),
-        Encoding::Shaped => of_groups(Shaped(encoding.values()), encoding, head),
+        Encoding::Shaped => of_groups(Shaped { values: encoding.values(), scales: encoding.scales() }, encoding, head),
     }
 }
 
@@ -120,7 +119,10 @@ impl Block for SignMagnitude {
 }
 
 /// Four tables of 16 entries, one of which a group of 16 chooses.
-struct Shaped(&'static [f32]);
+struct Shaped {
+    values: &'static [f32],
+    scales: &'static [f32; 256],
+}
 
 impl Block for Shaped {
     type V = Lanes;
@@ -139,7 +141,8 @@ impl Block for Shaped {
             unsafe { (codes.cast::<[[u8; 4]; VECTORS]>().read_unaligned(), scales.cast::<[u8; 2]>().read_unaligned()) };
         let weights = std::array::from_fn(|j| {
             let header = scales[j / 2];
-            let (table, scale) = (&self.0[Format::Q4.shape(header) * 16..][..16], shaped::relative_scale(header));
+            let table = &self.values[Format::Q4.shape(header) * 16..][..16];
+            let scale = self.scales[usize::from(header)];
             Lanes(unpack_eight(&codes[j]).map(|code| table[usize::from(code) % 16] * scale))
         });
         (weights, Lanes([1.0; LANES]))
