@@ -1,8 +1,8 @@
-use crate::{Config, KvStore, Rope, block::linear};
+use crate::{Config, KvStore, QueryMask, Rope, block::linear};
 use burn::{
     module::Module,
     nn::Linear,
-    tensor::{Bool, Tensor, backend::Backend},
+    tensor::{Tensor, backend::Backend},
 };
 
 /// Grouped-query attention with rotary positions.
@@ -30,12 +30,12 @@ impl<B: Backend> Attention<B> {
     }
 
     /// `x [batch, tokens, hidden]` to the same shape; the tokens' keys and values join the store.
-    /// `hidden` is that of [`KvStore::attend`].
+    /// `mask` is that of [`KvStore::attend`].
     pub fn forward(
         &self,
         x: Tensor<B, 3>,
         rope: &Rope<B>,
-        hidden: Option<&Tensor<B, 4, Bool>>,
+        mask: &QueryMask<'_, B>,
         store: &mut impl KvStore<B>,
     ) -> Tensor<B, 3> {
         let [batch, tokens, _] = x.dims();
@@ -45,7 +45,7 @@ impl<B: Backend> Attention<B> {
         let rotated = rope.apply(part(0, heads + kv_heads));
         let (queries, keys) = (rotated.clone().slice_dim(1, 0..heads), rotated.slice_dim(1, heads..heads + kv_heads));
         store.append(keys, part(heads + kv_heads, kv_heads));
-        let attended = store.attend(queries, hidden).swap_dims(1, 2).reshape([batch, tokens, heads * head]);
+        let attended = store.attend(queries, mask).swap_dims(1, 2).reshape([batch, tokens, heads * head]);
         self.o_proj.forward(attended)
     }
 }

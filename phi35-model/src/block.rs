@@ -1,8 +1,8 @@
-use crate::{Attention, Config, KvStore, Mlp, Rope};
+use crate::{Attention, Config, KvStore, Mlp, QueryMask, Rope};
 use burn::{
     module::Module,
     nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig},
-    tensor::{Bool, Tensor, backend::Backend},
+    tensor::{Tensor, backend::Backend},
 };
 
 /// One decoder layer: attention and feed-forward, each on the normalised residual stream and added to it.
@@ -29,15 +29,15 @@ impl<B: Backend> DecoderLayer<B> {
     }
 
     /// `x [batch, tokens, hidden]` to the same shape.
-    /// `hidden` is that of [`KvStore::attend`].
+    /// `mask` is that of [`KvStore::attend`].
     pub fn forward(
         &self,
         x: Tensor<B, 3>,
         rope: &Rope<B>,
-        hidden: Option<&Tensor<B, 4, Bool>>,
+        mask: &QueryMask<'_, B>,
         store: &mut impl KvStore<B>,
     ) -> Tensor<B, 3> {
-        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rope, hidden, store);
+        let x = x.clone() + self.self_attn.forward(self.input_layernorm.forward(x), rope, mask, store);
         x.clone() + self.mlp.forward(self.post_attention_layernorm.forward(x))
     }
 }

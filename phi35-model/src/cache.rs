@@ -1,6 +1,7 @@
 //! The key-value cache: what attention needs of earlier tokens.
 
-use burn::tensor::{Bool, Int, Tensor, activation::softmax, backend::Backend};
+use crate::QueryMask;
+use burn::tensor::{Int, Tensor, activation::softmax, backend::Backend};
 
 /// Keys and values of one layer. Another storage (encoded, paged) is another implementation.
 pub trait KvStore<B: Backend> {
@@ -10,9 +11,9 @@ pub trait KvStore<B: Backend> {
     /// Scaled dot-product attention over everything stored, for the queries of the tokens appended last.
     ///
     /// `queries`: `[batch, heads, tokens, head]`, where `heads` is a multiple of the key-value heads and neighbouring
-    /// query heads share one. `hidden`: `[batch or 1, 1, tokens, len]`, true where a query does not see a key; absent if
-    /// every query sees all. Returns the shape of the queries. Scores are scaled by `head^-0.5`.
-    fn attend(&self, queries: Tensor<B, 4>, hidden: Option<&Tensor<B, 4, Bool>>) -> Tensor<B, 4>;
+    /// query heads share one. `mask` says which keys they see. Returns the shape of the queries. Scores are scaled by
+    /// `head^-0.5`.
+    fn attend(&self, queries: Tensor<B, 4>, mask: &QueryMask<'_, B>) -> Tensor<B, 4>;
 
     /// Forgets all but the first `len` tokens.
     fn truncate(&mut self, len: usize);
@@ -20,7 +21,15 @@ pub trait KvStore<B: Backend> {
     /// Tells how many tokens will be stored, for stores that can make room at once.
     fn reserve(&mut self, _len: usize) {}
 
-    /// Tokens stored.
+    /// Tells that no later query sees a token before `first`, unless this is truncated first: a store may free them.
+    fn free_before(&mut self, _first: usize) {}
+
+    /// The first token that was not freed.
+    fn first(&self) -> usize {
+        0
+    }
+
+    /// Tokens stored, those freed included.
     fn len(&self) -> usize;
 
     /// Whether no token is stored.
@@ -45,12 +54,49 @@ pub struct KvCache<B: Backend, S = DenseKv<B>> {
 impl<B: Backend, S: KvStore<B> + Default> KvCache<B, S> {
     /// Empty caches for `layers` layers.
     pub fn new(layers: usize) -> Self {
-        let layers = (0..layers).map(|_| S::default()).collect();
-        Self { layers, left_padding: Vec::new(), ids: None, rotated_for: 0, expected: 0 }
+        Self::with(layers, S::default)
     }
 }
 
+/// Tokens that a sliding window has passed and that are kept for a text that goes back a little.
+const FREED_LATER: usize = 64;
+
+/// The first token that has to be kept of `tokens`, where queries see a `window`.
+pub fn first_kept(tokens: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (tokens + 1).saturating_sub(window.saturating_add(FREED_LATER)))
+}
+
 impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
+    /// Caches for `layers` layers, each made by `store`.
+    pub fn with(layers: usize, store: impl FnMut() -> S) -> Self {
+        let layers = std::iter::repeat_with(store).take(layers).collect();
+        Self { layers, left_padding: Vec::new(), ids: None, rotated_for: 0, expected: 0 }
+    }
+
+    /// The stores of all layers.
+    pub fn layers(&self) -> &[S] {
+        &self.layers
+    }
+
+    /// The stores of all layers, to fill them: all with the same number of tokens.
+    pub fn layers_mut(&mut self) -> &mut [S] {
+        &mut self.layers
+    }
+
+    /// Whether the cache can be truncated to `tokens` tokens and go on: the next query of a sliding window finds its keys.
+    pub(crate) fn goes_on_from(&self, tokens: usize, window: Option<usize>) -> bool {
+        let seen = window.map_or(0, |window| (tokens + 1).saturating_sub(window));
+        self.layers.iter().all(|layer| layer.first() <= seen)
+    }
+
+    /// Frees what a sliding window has passed.
+    pub(crate) fn free_unseen(&mut self, window: Option<usize>) {
+        let first = first_kept(self.tokens(), window);
+        if first > 0 {
+            self.layers.iter_mut().for_each(|layer| layer.free_before(first));
+        }
+    }
+
     /// For a batch of sequences of several lengths: each row starts with so many tokens of padding, which nothing sees
     /// and no position counts. To be told before the first token.
     pub fn with_left_padding(self, left_padding: Vec<usize>) -> Self {
@@ -75,6 +121,11 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
             let kept = tokens.min(ids.dims()[1]);
             ids.slice_dim(1, 0..kept)
         });
+    }
+
+    /// Length of the sequence that the stored keys are rotated for: with longrope, factors go by it.
+    pub fn rotated_for(&self) -> usize {
+        self.rotated_for
     }
 
     /// Padding of each row; a single 0 stands for rows without any.
@@ -138,7 +189,7 @@ impl<B: Backend> KvStore<B> for DenseKv<B> {
         self.len = end;
     }
 
-    fn attend(&self, queries: Tensor<B, 4>, hidden: Option<&Tensor<B, 4, Bool>>) -> Tensor<B, 4> {
+    fn attend(&self, queries: Tensor<B, 4>, mask: &QueryMask<'_, B>) -> Tensor<B, 4> {
         let Some((keys, values)) = &self.room else { return queries };
         let [batch, heads, tokens, head] = queries.dims();
         let [_, kv_heads, _, _] = keys.dims();
@@ -148,7 +199,7 @@ impl<B: Backend> KvStore<B> for DenseKv<B> {
         let rows = heads / kv_heads * tokens;
         let queries = queries.reshape([batch, kv_heads, rows, head]) * (head as f64).powf(-0.5);
         let scores = queries.matmul(stored(keys).swap_dims(2, 3)).reshape([batch, heads, tokens, self.len]);
-        let scores = match hidden {
+        let scores = match mask.hidden() {
             Some(hidden) => {
                 let hidden = hidden.clone().expand([batch, heads, tokens, self.len]);
                 scores.mask_fill(hidden, f32::NEG_INFINITY)
@@ -214,7 +265,9 @@ mod tests {
         cut.append(part(&k, 3, 5), part(&v, 3, 5));
         cut.truncate(9);
         assert_eq!(cut.len(), 5);
-        let [a, b] = [whole, cut].map(|store| store.attend(q.clone(), None).into_data());
+        let rule = Mask::default();
+        let mask = rule.queries(1, 5, &device);
+        let [a, b] = [whole, cut].map(|store| store.attend(q.clone(), &mask).into_data());
         a.assert_eq(&b, true);
     }
 
@@ -242,8 +295,8 @@ mod tests {
                 .map(|&n| {
                     let part = |t: &Tensor<Flex, 4>| t.clone().slice_dim(2, start..start + n);
                     store.append(part(&k), part(&v));
-                    let hidden = Mask::default().hidden(n, start + n, &device);
-                    let attended = store.attend(part(&q), hidden.as_ref());
+                    let rule = Mask::default();
+                    let attended = store.attend(part(&q), &rule.queries(n, start + n, &device));
                     start += n;
                     attended
                 })

@@ -193,6 +193,17 @@ impl Conversation {
         system.chain(self.messages.iter().cloned()).collect()
     }
 
+    /// Tokens that every prompt begins with: those of the system message and of what comes before a user's first word.
+    pub fn system_tokens(&self) -> Result<usize, ChatError> {
+        let system: Vec<Message> = self.system.iter().map(|text| Message::new("system", text.as_str())).collect();
+        let ids = |word: &str| {
+            let messages = [&system[..], &[Message::new("user", word)]].concat();
+            Ok::<_, ChatError>(self.tokenizer.encode_chat(&self.template.render(&messages, true)?)?)
+        };
+        let (a, b) = (ids("yes")?, ids("no")?);
+        Ok(a.iter().zip(&b).take_while(|(a, b)| a == b).count())
+    }
+
     /// At most `limit` tokens: the system message and the latest exchanges, whole ones, up to the user's last message.
     ///
     /// # Errors
@@ -274,6 +285,7 @@ mod tests {
         let turns = [("user", "aaa"), ("assistant", "bbb"), ("user", "cc"), ("assistant", "dd"), ("user", "e")];
         talk.messages = turns.iter().map(|&(role, text)| Message::new(role, text)).collect();
         let tokens = |limit| talk.prompt(limit).map(|prompt| (prompt.ids.len(), prompt.left_out));
+        assert_eq!(talk.system_tokens().unwrap(), 2);
         assert_eq!(tokens(13).unwrap(), (13, 0));
         assert_eq!(tokens(12).unwrap(), (7, 2));
         assert_eq!(tokens(6).unwrap(), (3, 4));

@@ -34,11 +34,11 @@ mod tokenizer;
 
 pub use attention::Attention;
 pub use block::DecoderLayer;
-pub use cache::{DenseKv, KvCache, KvStore};
+pub use cache::{DenseKv, KvCache, KvStore, first_kept};
 pub use chat::{ChatError, ChatPrompt, ChatTemplate, Conversation, Message};
 pub use config::{Config, ConfigError, GenerationConfig, RopeScaling, TokenIds};
 pub use generation::{Generate, Generation, Prefix, PromptError, StopReason, generate, resume};
-pub use mask::Mask;
+pub use mask::{Mask, QueryMask};
 pub use mlp::Mlp;
 pub use model::{Decoder, Phi3};
 pub use rope::{Positions, Rope};

@@ -1,6 +1,7 @@
 //! Which keys a query sees.
 
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
+use std::cell::OnceCell;
 
 /// What is hidden from a query besides later tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,6 +35,36 @@ impl Mask {
         };
         let batch = self.left_padding.len().max(1);
         Some(Tensor::from_data(TensorData::new(hidden, [batch, 1, tokens, len]), device))
+    }
+}
+
+/// The mask of some queries: as a rule, for a store that goes by positions, and as a tensor for one that asks for it.
+#[derive(Debug)]
+pub struct QueryMask<'m, B: Backend> {
+    mask: &'m Mask,
+    tokens: usize,
+    len: usize,
+    device: B::Device,
+    /// Made for the first layer that asks, and kept for the others.
+    hidden: OnceCell<Option<Tensor<B, 4, Bool>>>,
+}
+
+impl Mask {
+    /// For the last `tokens` of `len` tokens.
+    pub fn queries<B: Backend>(&self, tokens: usize, len: usize, device: &B::Device) -> QueryMask<'_, B> {
+        QueryMask { mask: self, tokens, len, device: device.clone(), hidden: OnceCell::new() }
+    }
+}
+
+impl<B: Backend> QueryMask<'_, B> {
+    /// The rule.
+    pub fn rule(&self) -> &Mask {
+        self.mask
+    }
+
+    /// [`Mask::hidden`] of these queries.
+    pub fn hidden(&self) -> Option<&Tensor<B, 4, Bool>> {
+        self.hidden.get_or_init(|| self.mask.hidden(self.tokens, self.len, &self.device)).as_ref()
     }
 }
 

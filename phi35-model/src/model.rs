@@ -5,7 +5,7 @@ use crate::{
 use burn::{
     module::Module,
     nn::{Embedding, EmbeddingConfig, Linear, RmsNorm},
-    tensor::{Int, Tensor, backend::Backend},
+    tensor::{Int, Tensor, TensorData, backend::Backend},
 };
 
 /// `Phi3ForCausalLM`: the decoder and the head that turns its state into logits.
@@ -63,6 +63,25 @@ impl<B: Backend> Phi3<B> {
         KvCache::new(self.config().num_hidden_layers)
     }
 
+    /// A cache whose layers are made by `store`.
+    pub fn cache_with<S: KvStore<B>>(&self, store: impl FnMut() -> S) -> KvCache<B, S> {
+        KvCache::with(self.config().num_hidden_layers, store)
+    }
+
+    /// A cache of stores that already hold the tokens `ids` of one sequence, rotated for `rotated_for` tokens
+    /// ([`KvCache::rotated_for`]).
+    pub fn cache_from<S: KvStore<B>>(&self, layers: Vec<S>, ids: &[u32], rotated_for: usize) -> KvCache<B, S> {
+        let mut layers = layers.into_iter();
+        let mut cache = self.cache_with(|| layers.next().expect("a store for each layer"));
+        if self.config.rope_scaling.is_some() && !ids.is_empty() {
+            let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+            let shape = [1, ids.len()];
+            cache.ids = Some(Tensor::from_data(TensorData::new(ids, shape), &self.model.norm.gamma.device()));
+        }
+        cache.rotated_for = rotated_for;
+        cache
+    }
+
     /// Runs new tokens `[batch, tokens]` after those in the cache: the state before the head, `[batch, tokens, hidden]`.
     ///
     /// Where a longrope sequence passes its original length, every cached key is stale: those tokens are run again.
@@ -98,12 +117,13 @@ impl<B: Backend> Phi3<B> {
         };
         let rope = Rope::new(&self.config, &cache.paddings().iter().map(positions).collect::<Vec<_>>(), &device);
         let mask = Mask { window: self.config.sliding_window, left_padding: cache.left_padding.clone() };
-        let hidden = mask.hidden(tokens, first + tokens, &device);
+        let mask = mask.queries(tokens, first + tokens, &device);
 
         let mut x = self.model.embed_tokens.forward(ids);
         for (layer, store) in self.model.layers.iter().zip(&mut cache.layers) {
-            x = layer.forward(x, &rope, hidden.as_ref(), store);
+            x = layer.forward(x, &rope, &mask, store);
         }
+        cache.free_unseen(self.config.sliding_window);
         self.model.norm.forward(x)
     }
 

@@ -2,6 +2,7 @@
 
 mod commands;
 mod ids;
+mod kv;
 mod model;
 mod output;
 mod policy;

@@ -441,7 +441,10 @@ fn a_container_is_made_checked_shown_run_and_undone() {
     let verified = json_of(run(&["verify", "--source", &source.display().to_string(), "--json"], &container));
     assert_eq!(verified["tensors"], 15);
     let shown = json_of(run(&["inspect", "--ctx", "10", "--json"], &container));
-    assert_eq!(shown["kv_bytes"], 10 * 2 * 2 * 2 * 12 * 4, "tokens, keys and values, layers, heads, size, f32");
+    let rows = 2 * 2 * 2;
+    assert_eq!(shown["kv"]["f32"]["bytes"], 10 * rows * 12 * 4, "tokens, keys and values, layers, heads, size, f32");
+    assert_eq!(shown["kv"]["f16"]["bytes_per_token"], rows * 12 * 2);
+    assert_eq!(shown["kv"]["q8"]["bytes"], 64 * rows * (12 + 4), "whole blocks, and a scale for each head");
     assert_eq!(shown["formats"]["q8"]["tensors"], 9);
     let text = String::from_utf8(run(&["inspect"], &container).stdout).unwrap();
     assert!(text.contains("policy linear=q8 embedding=f16"), "{text}");
@@ -675,4 +678,46 @@ fn text_prompts_never_yield_padding_ids() {
     // Ids need no tokenizer: those it does not know are no fault.
     let raw = json_of(run(&["generate", "--ids", "1,2,49", "-n", "30", "--ignore-eos", "--json"], directory.path()));
     assert!(raw["ids"].as_array().unwrap().iter().any(|id| id.as_u64().unwrap() >= 5), "nothing is suppressed: {raw}");
+}
+
+#[test]
+fn a_cache_is_left_to_the_next_run() {
+    let directory = model();
+    let file = directory.path().join("text.kv");
+    let run_with = |more: &[&str]| {
+        let arguments = ["generate", "--ids", "1,2,3,4,5,6,7,8", "-n", "6", "--ignore-eos", "--json"];
+        json_of(run(&[&arguments[..], more].concat(), directory.path()))
+    };
+    let cached = ["--kv", "q8", "--cache", file.to_str().unwrap()];
+    let alone = run_with(&["--kv", "q8"]);
+    let [first, second] = [run_with(&cached), run_with(&cached)];
+    assert_eq!((&first["ids"], &second["ids"]), (&alone["ids"], &alone["ids"]));
+    assert_eq!((&first["timings"]["reused_tokens"], &second["timings"]["reused_tokens"]), (&0.into(), &7.into()));
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let generate = ["generate", "--ids", "1,2", "-n", "1"];
+    let spoiled = failure(run(&[&generate[..], &cached].concat(), directory.path()));
+    assert!(spoiled.contains("text.kv") && spoiled.contains("checksum"), "{spoiled}");
+    let floats = failure(run(&[&generate[..], &["--cache", "x"]].concat(), directory.path()));
+    assert!(floats.contains("--kv"), "{floats}");
+    assert_eq!(qins().args(["generate", "--kv", "q9", "--ids", "1", "demo"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn every_cache_generates_and_a_filled_one_is_measured() {
+    let directory = model();
+    for kv in ["f32", "f16", "v8", "q8", "v4"] {
+        let found = json_of(run(
+            &["generate", "--ids", "1,2,3", "-n", "4", "--kv", kv, "--prompt-chunk", "2", "--json"],
+            directory.path(),
+        ));
+        assert!(found["ids"].as_array().unwrap().len() <= 4);
+        let arguments =
+            ["bench", "--prompt", "2", "--generate", "2", "--reps", "1", "--context", "9", "--kv", kv, "--json"];
+        let report = json_of(run(&arguments, directory.path()));
+        let shown = json_of(run(&["inspect", "--json"], directory.path()));
+        assert_eq!(report["kv"], kv);
+        assert_eq!(report["context_bytes"].as_u64().unwrap(), 9 * shown["kv"][kv]["bytes_per_token"].as_u64().unwrap());
+    }
 }

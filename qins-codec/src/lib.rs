@@ -25,6 +25,7 @@ mod error;
 mod format;
 mod fpins;
 mod kernels;
+pub mod kv;
 mod magnitude;
 mod matmul;
 mod matrix;

@@ -211,7 +211,7 @@ impl Entries {
     }
 }
 
-struct Encoder {
+pub(crate) struct Encoder {
     bits: usize,
     search: Search,
     entries: Entries,
@@ -221,6 +221,11 @@ struct Encoder {
 }
 
 impl Encoder {
+    /// Of single rows in [`Format::Q4`].
+    pub(crate) fn of_q4() -> Self {
+        Self::new(Format::Q4, SEARCH)
+    }
+
     fn new(format: Format, search: Search) -> Self {
         let scales = std::array::from_fn(|code| relative_scale(header_byte(false, code as u8, 0)));
         let (bits, entries) = (format.code_bits(), Entries::new(format));
@@ -228,7 +233,7 @@ impl Encoder {
     }
 
     /// Writes codes, and the base and header bytes of one row.
-    fn row(&self, row: &[f32], largest: f32, codes: &mut [u8], scales: &mut [u8]) {
+    pub(crate) fn row(&self, row: &[f32], largest: f32, codes: &mut [u8], scales: &mut [u8]) {
         self.level.run(EncodeRow { encoder: self, row, largest, codes, scales });
     }
 

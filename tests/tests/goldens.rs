@@ -14,6 +14,7 @@ use qins_import::{
     container::{Container, Converter},
     load, load_container, load_encoded, plan,
 };
+use qins_kv_cache::KvChoice;
 use qins_tests::{has_gpu, ids, read_json, read_tensor, shared};
 use std::{
     collections::BTreeSet,
@@ -70,8 +71,8 @@ fn after_first_layer<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Vec<f32> {
     let rope = Rope::new(model.config(), &[Positions::whole(ids.len())], &device);
     let mask = Mask { window: model.config().sliding_window, ..Default::default() };
     let x = model.model.embed_tokens.forward(tokens::<B>(&[ids.to_vec()]));
-    let hidden = mask.hidden(ids.len(), ids.len(), &device);
-    let x = model.model.layers[0].forward(x, &rope, hidden.as_ref(), &mut DenseKv::default());
+    let mask = mask.queries(ids.len(), ids.len(), &device);
+    let x = model.model.layers[0].forward(x, &rope, &mask, &mut DenseKv::default());
     x.into_data().to_vec().unwrap()
 }
 
@@ -325,5 +326,39 @@ fn one_container_gives_the_same_logits_on_every_backend() {
         }
         let error = container.at_depth(4).unwrap_err().to_string();
         assert!(error.contains("found 4"), "{error}");
+    }
+}
+
+/// Every cache against that of floats, on text that the model was not trained on: mean divergence of what it predicts.
+/// With `--nocapture` it prints the table of `docs/kv-cache.md`.
+#[test]
+fn encoded_caches_change_a_trained_model_as_little_as_documented() {
+    let (Some(directory), Some(text)) = (shared("models/docs-lm"), shared("text/wikitext-2/test.txt")) else { return };
+    let model = load_model::<Flex>(&directory);
+    let tokenizer = Tokenizer::read(&directory.join("tokenizer.json")).unwrap();
+    let text: String = std::fs::read_to_string(text).unwrap().chars().take(12_000).collect();
+    let ids = tokenizer.encode(&text).unwrap();
+    let windows: Vec<&[u32]> = ids.chunks_exact(512).take(4).collect();
+    assert_eq!(windows.len(), 4);
+    let predicted = |kv: KvChoice| -> Vec<Vec<f64>> {
+        let of_window = |ids: &&[u32]| -> Vec<f32> {
+            let cache = model.cache_with(|| kv.store());
+            model.sequence_logits_with(ids, cache, 100).unwrap().into_data().into_vec().unwrap()
+        };
+        let logits: Vec<f32> = windows.iter().flat_map(of_window).collect();
+        logits.chunks(model.config().vocab_size).map(log_softmax).collect()
+    };
+    let float = predicted(KvChoice::F32);
+    println!("cache  perplexity  KL against f32");
+    for (name, most) in [("f32", 1e-30), ("f16", 1e-6), ("v8", 1e-4), ("q8", 1e-3), ("v4", 5e-3)] {
+        let found = predicted(name.parse().unwrap());
+        let of_row = |(a, b): (&Vec<f64>, &Vec<f64>)| a.iter().zip(b).map(|(a, b)| a.exp() * (a - b)).sum::<f64>();
+        let kl = float.iter().zip(&found).map(of_row).sum::<f64>() / found.len() as f64;
+        let of_window = |(rows, ids): (&[Vec<f64>], &&[u32])| -> f64 {
+            rows.iter().zip(&ids[1..]).map(|(row, &next)| row[next as usize]).sum()
+        };
+        let total: f64 = found.chunks(512).zip(&windows).map(of_window).sum();
+        println!("{name:<5}  {:>10.4}  {kl:.2e}", (-total / (4 * 511) as f64).exp());
+        assert!(kl < most && (kl > 0.0 || name == "f32"), "{name}: {kl:e}");
     }
 }

@@ -1,11 +1,13 @@
 use crate::{
+    kv::KvArgs,
     model::{Loaded, Run, RunArgs, Weights},
     output,
     source::Source,
 };
 use anyhow::{Context, Result};
-use burn::tensor::backend::Backend;
-use phi35_model::{Config, Generation, Phi3, generate};
+use burn::tensor::{Distribution, Tensor, backend::Backend};
+use phi35_model::{Config, Generation, KvStore, Phi3, Prefix, generate, resume};
+use qins_kv_cache::ChosenKv;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::{fmt, hint::black_box, path::Path, str::FromStr, time::Instant};
@@ -20,6 +22,11 @@ pub struct Args {
     shape: Option<Shape>,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    kv: KvArgs,
+    /// Tokens that the cache is filled with first: random keys and values
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    context: usize,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     prompt: u32,
@@ -63,8 +70,8 @@ impl Shape {
         let json = serde_json::json!({
             "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu",
             "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": self.layers,
-            "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
-            "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 131072,
+            "original_max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
             "rope_scaling": null, "tie_word_embeddings": false, "eos_token_id": 32000,
         });
         Ok(Config::from_json(json.to_string().as_bytes(), Path::new("phi35-mini"))?)
@@ -74,12 +81,18 @@ impl Shape {
 /// The JSON object. Rates are tokens a second, over the repetitions.
 #[derive(Serialize)]
 struct Report {
+    /// How keys and values are stored.
+    kv: &'static str,
+    context_tokens: usize,
+    /// Bytes of keys and values that are in the cache before the prompt.
+    context_bytes: usize,
     prompt_tokens: u32,
     prompt_tokens_per_s: Spread,
     generate_tokens: u32,
     generate_tokens_per_s: Spread,
     /// Bytes of weights that a generated token reads.
     token_bytes: usize,
+    /// Those, and the keys and values of the context.
     generate_bytes_per_s: f64,
     /// What a sum over memory reads with as many threads: the limit of generation.
     read_bytes_per_s: f64,
@@ -111,7 +124,8 @@ impl fmt::Display for Spread {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let task = Measure { prompt: args.prompt, generate: args.generate, reps: args.reps };
+    let Args { kv, context, prompt, generate, reps, .. } = args;
+    let task = Measure { kv, context, prompt, generate, reps };
     let report = match (&args.model, &args.shape) {
         (Some(source), _) => args.run.run(Weights::Files(source), task)?,
         (None, shape) => {
@@ -124,8 +138,15 @@ pub fn run(args: Args) -> Result<()> {
     }
     let gigabytes = |bytes: f64| bytes / 1e9;
     let peak = report.peak_rss_bytes.map_or("unknown".to_owned(), |b| format!("{:.2} GB", gigabytes(b as f64)));
+    let context = match report.context_tokens {
+        0 => String::new(),
+        tokens => {
+            format!("context   {tokens:>4} tokens: {:.3} GB in {}\n", gigabytes(report.context_bytes as f64), report.kv)
+        }
+    };
     output::text(&format!(
         "load      {:.2} s, peak resident {peak}, {:.3} GB of weights a token\n\
+         {context}\
          prompt    {:>4} tokens: {}\n\
          generate  {:>4} tokens: {}, {:.2} GB/s, {:.0} % of the {:.2} GB/s that a sum over memory reads\n",
         report.load_s,
@@ -141,6 +162,8 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 struct Measure {
+    kv: KvArgs,
+    context: usize,
     prompt: u32,
     generate: u32,
     reps: u32,
@@ -151,34 +174,72 @@ impl Run for Measure {
 
     fn run<B: Backend>(self, model: &Phi3<B>, loaded: Loaded) -> Result<Report> {
         let vocabulary = model.config().vocab_size as u32;
-        let ids: Vec<u32> = (0..self.prompt).map(|i| i.wrapping_mul(7919) % vocabulary).collect();
-        let options = |tokens: u32| Generation { max_new_tokens: tokens as usize, ..Generation::default() };
+        // Another token first each time, or the prompt would be found in the cache.
+        let ids = |rep: u32| {
+            let prompt = (0..self.prompt).map(move |i| (i.wrapping_mul(7919) + rep) % vocabulary);
+            std::iter::repeat_n(0, self.context).chain(prompt).collect::<Vec<u32>>()
+        };
+        let options =
+            |tokens: u32| self.kv.set(Generation { max_new_tokens: tokens as usize, ..Generation::default() });
         // Touches every weight, and whatever a backend prepares at its first run.
-        generate(model, &ids[..1], options(2))?.for_each(drop);
+        generate(model, &ids(0)[self.context..][..1], options(2))?.for_each(drop);
+        let mut prefix = self.filled(model);
+        let config = model.config();
+        let choice = self.kv.choice();
+        let of_heads = config.num_hidden_layers * config.key_value_heads() * choice.token_bytes(config.head_size());
+        let context_bytes = self.context.min(config.sliding_window.unwrap_or(usize::MAX)) * of_heads;
         let (mut prompt, mut generated) = (Vec::new(), Vec::new());
-        for _ in 0..self.reps {
+        for rep in 1..=self.reps {
+            let ids = ids(rep);
             let start = Instant::now();
-            let mut tokens = generate(model, &ids, options(self.generate + 1))?;
+            let mut tokens = resume(model, prefix, &ids, options(self.generate + 1))?;
             tokens.next().context("the model's context ends at the prompt")?;
             prompt.push(f64::from(self.prompt) / start.elapsed().as_secs_f64());
             let start = Instant::now();
-            let found = tokens.count() as u32;
-            anyhow::ensure!(found == self.generate, "the model's context ends after {found} tokens");
+            let found = tokens.by_ref().count() as u32;
+            prefix = tokens.into_prefix();
             generated.push(f64::from(found) / start.elapsed().as_secs_f64());
+            anyhow::ensure!(found == self.generate, "the model's context ends after {found} tokens");
         }
         let peak_rss_bytes = output::peak_rss_bytes();
         let generate_tokens_per_s = Spread::of(generated);
         Ok(Report {
+            kv: choice.name(),
+            context_tokens: self.context,
+            context_bytes,
             prompt_tokens: self.prompt,
             prompt_tokens_per_s: Spread::of(prompt),
             generate_tokens: self.generate,
             token_bytes: loaded.token_bytes,
-            generate_bytes_per_s: generate_tokens_per_s.median * loaded.token_bytes as f64,
+            generate_bytes_per_s: generate_tokens_per_s.median * (loaded.token_bytes + context_bytes) as f64,
             generate_tokens_per_s,
             read_bytes_per_s: read_bytes_per_s(),
             load_s: loaded.load_s,
             peak_rss_bytes,
         })
+    }
+}
+
+impl Measure {
+    /// A text of which the cache holds random keys and values.
+    fn filled<B: Backend>(&self, model: &Phi3<B>) -> Prefix<B, ChosenKv<B>> {
+        const PART: usize = 256;
+        let mut cache = model.cache_with(|| self.kv.store());
+        let device = model.model.norm.gamma.device();
+        let config = model.config();
+        let [keys, values] = [(); 2].map(|()| {
+            let shape = [1, config.key_value_heads(), PART.min(self.context).max(1), config.head_size()];
+            Tensor::<B, 4>::random(shape, Distribution::Default, &device)
+        });
+        for layer in cache.layers_mut() {
+            layer.reserve(self.context);
+            while layer.len() < self.context {
+                let tokens = PART.min(self.context - layer.len());
+                let part = |tensor: &Tensor<B, 4>| tensor.clone().slice_dim(2, 0..tokens);
+                layer.append(part(&keys), part(&values));
+            }
+        }
+        Prefix::from_parts(cache, vec![0; self.context])
     }
 }
 

@@ -1,12 +1,13 @@
 use crate::{
     ids,
+    kv::{KvArgs, LongArgs},
     model::{Loaded, ModelArgs, Run},
     output,
     sampling::{self, SamplingArgs},
 };
 use anyhow::Result;
 use burn::tensor::backend::Backend;
-use phi35_model::{Generation, Phi3, StopReason, StopText, TextStream, generate};
+use phi35_model::{Generation, Phi3, StopReason, StopText, TextStream, resume};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -28,6 +29,13 @@ pub struct Args {
     temperature: f32,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    kv: KvArgs,
+    #[command(flatten)]
+    long: LongArgs,
+    /// When the context is full, forget the older half of the text but for its first N tokens, and go on
+    #[arg(long, value_name = "N")]
+    shift: Option<usize>,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -57,6 +65,8 @@ struct Timings {
     prompt_tokens: usize,
     generate_s: f64,
     generate_tokens: usize,
+    /// Tokens of the prompt that --cache had.
+    reused_tokens: usize,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -76,14 +86,25 @@ pub fn run(args: Args) -> Result<()> {
             (ids::parse(ids.as_deref().unwrap_or_default())?, tokenizer, None)
         }
     };
-    let stop_ids = if args.ignore_eos { Vec::new() } else { source.stop_ids(&source.config()?)? };
+    let config = source.config()?;
+    let stop_ids = if args.ignore_eos { Vec::new() } else { source.stop_ids(&config)? };
     let sampling = args.sampling.sampling(args.temperature);
-    let options = Generation { max_new_tokens: args.n, stop_ids, vocabulary, sampling };
+    let options = Generation {
+        max_new_tokens: args.n,
+        stop_ids,
+        vocabulary,
+        sampling,
+        shift: args.shift,
+        ..Generation::default()
+    };
+    let options = args.long.set(args.kv.set(options), &config);
     let task = Task {
         text: tokenizer.as_ref().map(|tokenizer| tokenizer.stream(&prompt_ids)),
         prompt: args.prompt.clone().unwrap_or_default(),
         prompt_ids,
         options,
+        kv: args.kv.clone(),
+        long: args.long.clone(),
         stops: StopText::new(args.stop.clone()),
         json: args.json,
     };
@@ -96,6 +117,8 @@ struct Task<'t> {
     prompt_ids: Vec<u32>,
     text: Option<TextStream<'t>>,
     options: Generation,
+    kv: KvArgs,
+    long: LongArgs,
     stops: StopText,
     json: bool,
 }
@@ -105,7 +128,8 @@ impl Run for Task<'_> {
 
     fn run<B: Backend>(mut self, model: &Phi3<B>, loaded: Loaded) -> Result<()> {
         let start = Instant::now();
-        let mut tokens = generate(model, &self.prompt_ids, self.options.clone())?;
+        let prefix = self.long.prefix(model, &self.kv)?;
+        let mut tokens = resume(model, prefix, &self.prompt_ids, self.options.clone())?;
         let mut ids = Vec::new();
         let mut text = self.text.as_ref().map(|_| String::new());
         let mut prompt_s = None;
@@ -142,12 +166,14 @@ impl Run for Task<'_> {
             prompt_tokens: self.prompt_ids.len(),
             generate_s: total_s - prompt_s,
             generate_tokens: ids.len(),
+            reused_tokens: tokens.reused_tokens(),
         };
         let stop = match tokens.stop_reason() {
             _ if stopped => "stop",
             Some(StopReason::Eos) => "eos",
             Some(StopReason::Length) | None => "length",
         };
+        self.long.keep(model, &tokens.into_prefix())?;
         let report =
             Report { prompt_ids: self.prompt_ids, ids, text, stop, timings, peak_rss_bytes: output::peak_rss_bytes() };
         if self.json { output::json(&report) } else { Ok(()) }

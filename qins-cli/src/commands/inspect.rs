@@ -1,6 +1,7 @@
 use crate::{output, source::Source};
 use anyhow::Result;
 use phi35_model::Config;
+use qins_kv_cache::KvChoice;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -25,9 +26,8 @@ struct Report {
     weight_bytes: usize,
     bits_per_weight: f64,
     context_tokens: usize,
-    /// Keys and values in f32, as the program holds them.
-    kv_bytes_per_token: usize,
-    kv_bytes: usize,
+    /// Keys and values of so many tokens, by the name of the cache.
+    kv: BTreeMap<&'static str, Kv>,
     /// How the container came about; null for others.
     container: Option<About>,
 }
@@ -46,6 +46,13 @@ struct Tensor {
 struct Total {
     tensors: usize,
     weights: usize,
+    bytes: usize,
+}
+
+#[derive(Serialize)]
+struct Kv {
+    bytes_per_token: usize,
+    /// What is allocated: whole blocks, and only those that a sliding window can see.
     bytes: usize,
 }
 
@@ -70,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let (weights, weight_bytes) = formats.values().fold((0, 0), |(w, b), total| (w + total.weights, b + total.bytes));
     let context_tokens = args.ctx.unwrap_or(config.max_position_embeddings);
-    let kv_bytes_per_token = kv_bytes_per_token(&config);
+    let kv = KvChoice::all().map(|choice| (choice.name(), kv(&config, choice, context_tokens))).collect();
     let report = Report {
         tensors,
         formats,
@@ -78,8 +85,7 @@ pub fn run(args: Args) -> Result<()> {
         weight_bytes,
         bits_per_weight: bits(weight_bytes, weights),
         context_tokens,
-        kv_bytes_per_token,
-        kv_bytes: kv_bytes_per_token * context_tokens,
+        kv,
         container,
     };
     if args.json { output::json(&report) } else { output::text(&text(&report)) }
@@ -89,8 +95,10 @@ fn bits(bytes: usize, weights: usize) -> f64 {
     if weights == 0 { 0.0 } else { bytes as f64 * 8.0 / weights as f64 }
 }
 
-fn kv_bytes_per_token(config: &Config) -> usize {
-    2 * config.num_hidden_layers * config.key_value_heads() * config.head_size() * size_of::<f32>()
+fn kv(config: &Config, choice: KvChoice, tokens: usize) -> Kv {
+    let heads = config.num_hidden_layers * config.key_value_heads();
+    let bytes_per_token = heads * choice.token_bytes(config.head_size());
+    Kv { bytes_per_token, bytes: bytes_per_token * choice.stored_tokens(tokens, config.sliding_window) }
 }
 
 fn tensors(model: &Source) -> Result<(Vec<Tensor>, Option<About>)> {
@@ -134,14 +142,15 @@ fn text(report: &Report) -> String {
         text.push_str(&format!("{format}: {tensors} tensors, {weights} weights, {bytes} bytes\n"));
     }
     text.push_str(&format!(
-        "weights: {} in {} bytes, {:.3} bits each\nkey-value cache: {} bytes a token, {} bytes for {} tokens\n",
-        report.weights,
-        report.weight_bytes,
-        report.bits_per_weight,
-        report.kv_bytes_per_token,
-        report.kv_bytes,
-        report.context_tokens
+        "weights: {} in {} bytes, {:.3} bits each\n",
+        report.weights, report.weight_bytes, report.bits_per_weight,
     ));
+    for (name, Kv { bytes_per_token, bytes }) in &report.kv {
+        text.push_str(&format!(
+            "key-value cache in {name}: {bytes_per_token} bytes a token, {bytes} bytes for {} tokens\n",
+            report.context_tokens
+        ));
+    }
     if let Some(About { version, producer, policy, revision, sources }) = &report.container {
         let revision = revision.as_deref().unwrap_or("unknown");
         text.push_str(&format!(

@@ -1,5 +1,6 @@
 use crate::{
     ids,
+    kv::KvArgs,
     model::{Loaded, ModelArgs, Run},
     output,
 };
@@ -23,6 +24,8 @@ pub struct Args {
     /// A file with a JSON array of token ids
     #[arg(long, value_name = "FILE")]
     ids_file: Option<PathBuf>,
+    #[command(flatten)]
+    kv: KvArgs,
     /// File to write: a tensor `logits` [tokens, vocabulary] in f32
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -53,7 +56,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.output.exists() && !args.force {
         bail!("{} exists: give --force to replace it", args.output.display());
     }
-    let logits = args.model.run(Task { ids })?;
+    let logits = args.model.run(Task { ids, kv: args.kv })?;
     let bytes: Vec<u8> = logits.values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, logits.shape.to_vec(), &bytes)?;
     output::file(&args.output, &safetensors::serialize([("logits", view)], None)?)?;
@@ -72,6 +75,7 @@ pub fn run(args: Args) -> Result<()> {
 
 struct Task {
     ids: Vec<u32>,
+    kv: KvArgs,
 }
 
 struct Logits {
@@ -86,7 +90,8 @@ impl Run for Task {
 
     fn run<B: Backend>(self, model: &Phi3<B>, loaded: Loaded) -> Result<Logits> {
         let start = Instant::now();
-        let logits = model.sequence_logits(&self.ids)?;
+        let cache = model.cache_with(|| self.kv.store());
+        let logits = model.sequence_logits_with(&self.ids, cache, self.kv.chunk())?;
         let shape = logits.dims();
         let values = logits.into_data().convert::<f32>().into_vec().expect("just converted to f32");
         Ok(Logits { values, shape, load_s: loaded.load_s, run_s: start.elapsed().as_secs_f64() })

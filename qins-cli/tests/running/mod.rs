@@ -1,4 +1,5 @@
 //! The program as the tests run it, and models made for it.
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use qins_tests::write_model;
 use serde_json::{Value, json};

@@ -11,6 +11,7 @@ use crate::{
 };
 use std::slice::ChunksExact;
 
+pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -3,6 +3,7 @@
 mod input;
 
 use crate::{
+    kv::{KvArgs, LongArgs},
     model::{Loaded, ModelArgs, Run},
     output,
     sampling::{self, SamplingArgs},
@@ -12,6 +13,7 @@ use burn::tensor::backend::Backend;
 use indicatif::{ProgressBar, ProgressStyle};
 use input::{Command, Input, Line};
 use phi35_model::{Conversation, Generation, Message, Phi3, Prefix, StopReason, StopText, Tokenizer, resume};
+use qins_kv_cache::ChosenKv;
 use serde::Serialize;
 use std::{
     path::{Path, PathBuf},
@@ -48,6 +50,13 @@ pub struct Args {
     temperature: f32,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    kv: KvArgs,
+    #[command(flatten)]
+    long: LongArgs,
+    /// When an answer fills the context, forget the older half of the text but for the system message, and go on
+    #[arg(long)]
+    shift: bool,
     /// End answers before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -152,7 +161,7 @@ impl Run for Chat<'_> {
             let source = &self.args.model.model;
             eprintln!("{source}, context {} tokens. /help lists commands, Ctrl-D leaves.", self.context);
         }
-        let mut prefix = None;
+        let mut prefix = Some(self.args.long.prefix(model, &self.args.kv)?);
         while let Some(line) = input.next()? {
             match line {
                 Line::Say(text) => self.answer(model, &mut prefix, text)?,
@@ -164,6 +173,9 @@ impl Run for Chat<'_> {
                     }
                 }
             }
+        }
+        if let Some(prefix) = &prefix {
+            self.args.long.keep(model, prefix)?;
         }
         if self.args.json {
             output::json(&Report {
@@ -178,7 +190,12 @@ impl Run for Chat<'_> {
 }
 
 impl Chat<'_> {
-    fn answer<B: Backend>(&mut self, model: &Phi3<B>, prefix: &mut Option<Prefix<B>>, text: String) -> Result<()> {
+    fn answer<B: Backend>(
+        &mut self,
+        model: &Phi3<B>,
+        prefix: &mut Option<Prefix<B, ChosenKv<B>>>,
+        text: String,
+    ) -> Result<()> {
         self.conversation.messages.push(Message::new("user", text));
         let prompt = match self.conversation.prompt(self.prompt_limit) {
             Ok(prompt) => prompt,
@@ -193,7 +210,7 @@ impl Chat<'_> {
             self.conversation.messages.drain(..prompt.left_out);
         }
         INTERRUPT.store(ENDS_ANSWER, Ordering::SeqCst);
-        let answered = self.stream(model, prefix.take(), &prompt.ids);
+        let answered = self.stream(model, prefix.take().expect("put back after each answer"), &prompt.ids);
         INTERRUPT.store(ENDS_PROGRAM, Ordering::SeqCst);
         let (text, answer, run) = answered?;
         *prefix = Some(run);
@@ -215,9 +232,9 @@ impl Chat<'_> {
     fn stream<B: Backend>(
         &self,
         model: &Phi3<B>,
-        prefix: Option<Prefix<B>>,
+        prefix: Prefix<B, ChosenKv<B>>,
         prompt: &[u32],
-    ) -> Result<(String, Answer, Prefix<B>)> {
+    ) -> Result<(String, Answer, Prefix<B, ChosenKv<B>>)> {
         let start = Instant::now();
         let mut sampling = self.args.sampling.sampling(self.args.temperature);
         // The same seed would choose alike in every answer.
@@ -227,8 +244,11 @@ impl Chat<'_> {
             stop_ids: self.stop_ids.clone(),
             vocabulary: Some(self.tokenizer.vocabulary()),
             sampling,
+            shift: if self.args.shift { Some(self.conversation.system_tokens()?) } else { None },
+            ..Generation::default()
         };
-        let mut tokens = resume(model, prefix.unwrap_or_else(|| Prefix::new(model)), prompt, options)?;
+        let options = self.args.long.set(self.args.kv.set(options), model.config());
+        let mut tokens = resume(model, prefix, prompt, options)?;
         let reused_tokens = tokens.reused_tokens();
         let bar = reading(prompt.len() as u64, reused_tokens as u64);
         while !interrupted() && tokens.run_prompt_part() {

@@ -3,8 +3,12 @@
 //! Values that bf16 holds are looked up as two planes of bytes, the upper and the lower halves of a bf16, and joined: the
 //! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
 
-use super::{Block, Decoded, Pass, VECTORS, Vector, panel, pass};
-use crate::{Format, Matrix, dispatch::Level};
+use super::{
+    Block, Decoded, Pass, VECTORS, Vector,
+    attention::{Rows, of_groups, of_whole},
+    panel, pass,
+};
+use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
 use raw::{Brain, Half};
 use shaped::{Shaped4, Shaped8, Shaped16, Shaped64};
 use signed::{SignMagnitude, SignMagnitude12};
@@ -29,6 +33,18 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         Format::Bf16 => pass(Brain, matrix, x),
         Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m256>(matrix, &x),
     })
+}
+
+/// Rows of keys and values.
+pub(super) fn attention_rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
+    match encoding {
+        Encoding::Half => of_whole(Half, encoding, head),
+        Encoding::Projective => {
+            let block = SignMagnitude::<32, 2>::new(encoding.values(), encoding.scales());
+            of_whole(block.expect("the law's upper bytes fall twice"), encoding, head)
+        }
+        Encoding::Shaped => of_groups(Shaped16::new(encoding.values(), encoding.scales()), encoding, head),
+    }
 }
 
 /// With as few steps of the upper bytes as the table allows.

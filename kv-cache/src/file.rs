@@ -1,0 +1,175 @@
+//! Keys and values in a file, so that a long text is paid for once.
+//!
+//! Eight bytes of magic, the length of a JSON header as a 32-bit number, the header, the rows of each layer block by
+//! block, and the SHA-256 of all that. Numbers are little-endian. The file is read by the model that wrote it only:
+//! its configuration and its last norm are part of the header as a hash.
+
+use crate::{ChosenKv, KvChoice, QinsKvCache};
+use burn::tensor::backend::Backend;
+use phi35_model::{KvStore, Phi3, Prefix};
+use qins_codec::kv::{KvFormat, KvLayer};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::io::{self, Read, Write};
+
+const MAGIC: &[u8; 8] = b"QINSKV1\n";
+
+/// More than the ids of any context take.
+const MOST_HEADER_BYTES: u32 = 1 << 28;
+
+/// Why a cache cannot be saved or loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheFileError {
+    /// The file cannot be read or written; one that ends early is among these.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Another kind of file, or of a version that this program does not know.
+    #[error("expected a key-value cache of version 1, found something else")]
+    NotACache,
+    /// The header is no JSON of the expected form.
+    #[error("header: {0}")]
+    Header(#[from] serde_json::Error),
+    /// The file was changed after it was written.
+    #[error("the checksum does not match the contents")]
+    Checksum,
+    /// It is of something else.
+    #[error("{what}: expected {expected}, found {found}")]
+    Mismatch {
+        /// What differs.
+        what: &'static str,
+        /// Of this program and model.
+        expected: String,
+        /// Of the file.
+        found: String,
+    },
+    /// Floats of a backend are not written.
+    #[error("a cache of floats cannot be saved: choose f16 or a smaller format")]
+    NotEncoded,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    kv: String,
+    model: String,
+    first: usize,
+    tokens: usize,
+    rotated_for: usize,
+    ids: Vec<u32>,
+}
+
+/// What tells models apart.
+fn fingerprint<B: Backend>(model: &Phi3<B>) -> String {
+    let norm = model.model.norm.gamma.val().into_data().convert::<f32>();
+    let mut hash = Sha256::new_with_prefix(format!("{:?}", model.config()));
+    norm.iter::<f32>().for_each(|x| hash.update(x.to_le_bytes()));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Hashes what passes.
+struct Hashing<T> {
+    inner: T,
+    hash: Sha256,
+}
+
+impl<T: Write> Write for Hashing<T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<T: Read> Read for Hashing<T> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(bytes)?;
+        self.hash.update(&bytes[..read]);
+        Ok(read)
+    }
+}
+
+/// Writes what has been run of a text. `to` is best buffered.
+pub fn save<B: Backend>(
+    model: &Phi3<B>,
+    prefix: &Prefix<B, ChosenKv<B>>,
+    to: impl Write,
+) -> Result<(), CacheFileError> {
+    let layers = prefix.cache().layers().iter().map(|layer| match layer {
+        ChosenKv::Encoded(store) => Ok(store.layer()),
+        ChosenKv::Dense(_) => Err(CacheFileError::NotEncoded),
+    });
+    let layers: Vec<&KvLayer> = layers.collect::<Result<Option<_>, _>>()?.unwrap_or_default();
+    let tokens = prefix.cache().tokens();
+    let header = Header {
+        kv: layers.first().map_or(KvFormat::F16, |layer| layer.format()).to_string(),
+        model: fingerprint(model),
+        first: layers.first().map_or(0, |layer| layer.first()),
+        tokens,
+        rotated_for: prefix.cache().rotated_for(),
+        ids: prefix.ids()[..tokens].to_vec(),
+    };
+    let header = serde_json::to_vec(&header)?;
+    let mut to = Hashing { inner: to, hash: Sha256::new() };
+    to.write_all(MAGIC)?;
+    to.write_all(&(header.len() as u32).to_le_bytes())?;
+    to.write_all(&header)?;
+    for layer in layers {
+        layer.write(&mut to)?;
+    }
+    let Hashing { mut inner, hash } = to;
+    inner.write_all(&hash.finalize())?;
+    Ok(inner.flush()?)
+}
+
+/// Reads what [`save`] wrote for this model, to go on in the same format. `from` is best buffered.
+pub fn load<B: Backend>(
+    model: &Phi3<B>,
+    kv: KvChoice,
+    from: impl Read,
+) -> Result<Prefix<B, ChosenKv<B>>, CacheFileError> {
+    let KvChoice::Encoded(format) = kv else { return Err(CacheFileError::NotEncoded) };
+    let mut from = Hashing { inner: from, hash: Sha256::new() };
+    let mut start = [0; 12];
+    from.read_exact(&mut start)?;
+    let (magic, length) = start.split_at(8);
+    let length = u32::from_le_bytes(length.try_into().expect("four bytes"));
+    if magic != MAGIC || length > MOST_HEADER_BYTES {
+        return Err(CacheFileError::NotACache);
+    }
+    let mut header = Vec::new();
+    from.by_ref().take(length.into()).read_to_end(&mut header)?;
+    let header: Header = serde_json::from_slice(&header)?;
+    let same = |what, expected: String, found: String| {
+        if expected == found { Ok(()) } else { Err(CacheFileError::Mismatch { what, expected, found }) }
+    };
+    let config = model.config();
+    same("model", fingerprint(model), header.model)?;
+    same("ids", header.tokens.to_string(), header.ids.len().to_string())?;
+    let legal = header.tokens <= config.max_position_embeddings && header.first <= header.tokens;
+    same("tokens", "legal".to_owned(), if legal { "legal" } else { "too many" }.to_owned())?;
+    if header.tokens > 0 {
+        same("format", format.to_string(), header.kv)?;
+    }
+    let mut layers = Vec::new();
+    for _ in 0..config.num_hidden_layers {
+        if header.tokens == 0 {
+            layers.push(kv.store());
+            continue;
+        }
+        let shape = [1, config.key_value_heads(), config.head_size()];
+        let layer = KvLayer::read(format, shape, header.first, header.tokens, &mut from)?;
+        layers.push(ChosenKv::Encoded(QinsKvCache::from_layer(layer)));
+    }
+    let Hashing { mut inner, hash } = from;
+    let mut checksum = [0; 32];
+    inner.read_exact(&mut checksum)?;
+    if hash.finalize()[..] != checksum {
+        return Err(CacheFileError::Checksum);
+    }
+    debug_assert!(layers.iter().all(|layer| layer.len() == header.tokens));
+    let cache = model.cache_from(layers, &header.ids, header.rotated_for);
+    Ok(Prefix::from_parts(cache, header.ids))
+}

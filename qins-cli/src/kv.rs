@@ -1,0 +1,102 @@
+//! How keys and values are stored, and how long texts are run, on the command line.
+
+use anyhow::{Context, Result};
+use burn::tensor::backend::Backend;
+use clap::ValueEnum;
+use phi35_model::{Config, Generation, Phi3, Prefix};
+use qins_kv_cache::{ChosenKv, KvChoice, file};
+use std::{
+    fs::File,
+    io::{BufReader, BufWriter, ErrorKind},
+    path::{Path, PathBuf},
+};
+
+/// The key-value cache.
+#[derive(clap::Args, Clone)]
+pub struct KvArgs {
+    /// How keys and values are stored: f32, f16, v8 (values in 8 bits), q8 (both), v4 (values in 4 bits)
+    #[arg(long, value_name = "FORMAT", default_value_t = KvChoice::F32)]
+    kv: KvChoice,
+    /// Tokens of a prompt that are run at a time [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_chunk: Option<u32>,
+}
+
+/// `PART` of the model, for what is not generation.
+const DEFAULT_CHUNK: usize = 256;
+
+impl KvArgs {
+    /// The choice.
+    pub fn choice(&self) -> KvChoice {
+        self.kv
+    }
+
+    /// An empty store.
+    pub fn store<B: Backend>(&self) -> ChosenKv<B> {
+        self.kv.store()
+    }
+
+    /// Tokens of a prompt that are run at a time.
+    pub fn chunk(&self) -> usize {
+        self.prompt_chunk.map_or(DEFAULT_CHUNK, |n| n as usize)
+    }
+
+    /// Sets what generation needs to know of these.
+    pub fn set(&self, options: Generation) -> Generation {
+        Generation { prompt_chunk: Some(self.chunk()), ..options }
+    }
+}
+
+/// Texts longer than those that the model was first made for.
+#[derive(clap::Args, Clone)]
+pub struct LongArgs {
+    /// Rotary factors that a text starts with. `auto` takes those of its length, and runs everything again where it passes
+    /// the original length; `long` takes the long ones at once
+    #[arg(long, value_enum, value_name = "FACTORS", default_value_t = RopeStart::Auto)]
+    rope: RopeStart,
+    /// Start from the keys and values in FILE, if it is there, and write them to it at the end: what the text begins with
+    /// is then not run again. Needs --kv f16 or smaller
+    #[arg(long, value_name = "FILE")]
+    cache: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RopeStart {
+    Auto,
+    Long,
+}
+
+impl LongArgs {
+    /// Sets what generation needs to know of these.
+    pub fn set(&self, options: Generation, config: &Config) -> Generation {
+        let expected_tokens = if self.rope == RopeStart::Long { config.original_length() + 1 } else { 0 };
+        Generation { expected_tokens, ..options }
+    }
+
+    /// What an earlier run left, or nothing.
+    pub fn prefix<B: Backend>(&self, model: &Phi3<B>, kv: &KvArgs) -> Result<Prefix<B, ChosenKv<B>>> {
+        let Some(path) = &self.cache else { return Ok(Prefix::with(model, || kv.store())) };
+        if kv.choice() == KvChoice::F32 {
+            return Err(file::CacheFileError::NotEncoded).context("--cache needs --kv");
+        }
+        let from = match File::open(path) {
+            Ok(from) => from,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Prefix::with(model, || kv.store())),
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        file::load(model, kv.choice(), BufReader::with_capacity(1 << 20, from))
+            .with_context(|| path.display().to_string())
+    }
+
+    /// Leaves what was run to a later run.
+    pub fn keep<B: Backend>(&self, model: &Phi3<B>, prefix: &Prefix<B, ChosenKv<B>>) -> Result<()> {
+        let Some(path) = &self.cache else { return Ok(()) };
+        let cannot = || format!("cannot write {}", path.display());
+        let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // Beside it and renamed, so that a half-written file never has its name.
+        let mut temporary = tempfile::NamedTempFile::new_in(directory).with_context(cannot)?;
+        file::save(model, prefix, BufWriter::with_capacity(1 << 20, &mut temporary)).with_context(cannot)?;
+        temporary.persist(path).with_context(cannot)?;
+        Ok(())
+    }
+}
