@@ -7,8 +7,8 @@ use std::{fmt, str::FromStr};
 /// How keys and values are stored: chosen by a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KvChoice {
-    /// As the backend's floats, by [`DenseKv`].
-    F32,
+    /// As the backend's floats where they are, by [`DenseKv`]: what stays on a device.
+    Dense,
     /// In codes, by [`QinsKvCache`].
     Encoded(KvFormat),
 }
@@ -16,13 +16,13 @@ pub enum KvChoice {
 impl KvChoice {
     /// Every choice, largest first.
     pub fn all() -> impl Iterator<Item = KvChoice> {
-        std::iter::once(KvChoice::F32).chain(KvFormat::ALL.map(KvChoice::Encoded))
+        std::iter::once(KvChoice::Dense).chain(KvFormat::ALL.map(KvChoice::Encoded))
     }
 
     /// The name used on command lines.
     pub fn name(self) -> &'static str {
         match self {
-            KvChoice::F32 => "f32",
+            KvChoice::Dense => "dense",
             KvChoice::Encoded(format) => format.name(),
         }
     }
@@ -30,7 +30,7 @@ impl KvChoice {
     /// An empty store.
     pub fn store<B: Backend>(self) -> ChosenKv<B> {
         match self {
-            KvChoice::F32 => ChosenKv::Dense(DenseKv::default()),
+            KvChoice::Dense => ChosenKv::Dense(DenseKv::default()),
             KvChoice::Encoded(format) => ChosenKv::Encoded(QinsKvCache::new(format)),
         }
     }
@@ -39,7 +39,7 @@ impl KvChoice {
     /// sliding window can see. [`DenseKv`] keeps all.
     pub fn stored_tokens(self, tokens: usize, window: Option<usize>) -> usize {
         match self {
-            KvChoice::F32 => tokens,
+            KvChoice::Dense => tokens,
             KvChoice::Encoded(_) => {
                 let freed = first_kept(tokens, window) / KvLayer::BLOCK * KvLayer::BLOCK;
                 tokens.next_multiple_of(KvLayer::BLOCK) - freed
@@ -50,7 +50,7 @@ impl KvChoice {
     /// Bytes of one head's key and value of one token, where heads have `head` dimensions.
     pub fn token_bytes(self, head: usize) -> usize {
         match self {
-            KvChoice::F32 => 2 * head * size_of::<f32>(),
+            KvChoice::Dense => 2 * head * size_of::<f32>(),
             KvChoice::Encoded(format) => format.token_bytes(head),
         }
     }
@@ -137,6 +137,6 @@ mod tests {
             assert_eq!(choice.to_string().parse(), Ok(choice));
         }
         let message = "int8".parse::<KvChoice>().unwrap_err().to_string();
-        assert_eq!(message, "unknown cache `int8`: expected one of f32, f16, v8, q8, v4");
+        assert_eq!(message, "unknown cache `int8`: expected one of dense, f32, f16, v8, q8, v4");
     }
 }

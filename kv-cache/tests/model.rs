@@ -65,13 +65,14 @@ fn mean_kl(a: &[f32], b: &[f32]) -> f64 {
 fn every_cache_is_as_close_to_floats_as_its_format() {
     let model = model(json!({"sliding_window": 90}));
     let ids = ids(200);
-    let float = logits(&model, KvChoice::F32, &ids, 64);
-    for (kv, most) in [("f16", 1e-6), ("v8", 1e-5), ("q8", 1e-4), ("v4", 1e-3)] {
+    let float = logits(&model, KvChoice::Dense, &ids, 64);
+    for (kv, most) in [("f32", 1e-12), ("f16", 1e-6), ("v8", 1e-5), ("q8", 1e-4), ("v4", 1e-3)] {
         let kl = mean_kl(&float, &logits(&model, kv.parse().unwrap(), &ids, 64));
         println!("{kv}: {kl:e}");
-        assert!((0.0..most).contains(&kl), "{kv}: {kl}");
+        // Rounding may make it a little less than nothing.
+        assert!(kl.abs() < most, "{kv}: {kl}");
         // Not by storing floats after all.
-        assert!(kl > 0.0, "{kv}");
+        assert!(kl > 1e-12 || kv == "f32", "{kv}");
     }
 }
 
@@ -205,7 +206,7 @@ fn a_row_in_a_batch_is_the_row_alone() {
 #[test]
 fn a_saved_cache_goes_on_as_if_it_had_never_left_memory() {
     let model = model(longrope());
-    for kv in KvChoice::all().filter(|&kv| kv != KvChoice::F32) {
+    for kv in KvChoice::all().filter(|&kv| kv != KvChoice::Dense) {
         let options = || Generation { max_new_tokens: 30, ..Generation::default() };
         let mut tokens = resume(&model, Prefix::with(&model, || kv.store()), &ids(250), options()).unwrap();
         let mut text = ids(250);
@@ -232,6 +233,6 @@ fn a_saved_cache_goes_on_as_if_it_had_never_left_memory() {
         let another = self::model(json!({"rms_norm_eps": 1e-6}));
         assert!(file::load(&another, kv, &bytes[..]).unwrap_err().to_string().starts_with("model: expected"));
     }
-    let floats = Prefix::with(&model, || KvChoice::F32.store());
+    let floats = Prefix::with(&model, || KvChoice::Dense.store());
     assert!(file::save(&model, &floats, Vec::new()).unwrap_err().to_string().contains("floats"));
 }

@@ -4,8 +4,10 @@ use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use clap::ValueEnum;
 use phi35_model::{Config, Generation, Phi3, Prefix};
+use qins_codec::kv::KvFormat;
 use qins_kv_cache::{ChosenKv, KvChoice, file};
 use std::{
+    any::TypeId,
     fs::File,
     io::{BufReader, BufWriter, ErrorKind},
     path::{Path, PathBuf},
@@ -14,26 +16,39 @@ use std::{
 /// The key-value cache.
 #[derive(clap::Args, Clone)]
 pub struct KvArgs {
-    /// How keys and values are stored: f32, f16, v8 (values in 8 bits), q8 (both), v4 (values in 4 bits)
-    #[arg(long, value_name = "FORMAT", default_value_t = KvChoice::F32)]
-    kv: KvChoice,
+    /// How keys and values are stored: f32, f16, v8 (values in 8 bits), q8 (both), v4 (values in 4 bits), dense (f32 in
+    /// tensors of the backend) [default: f32, and dense on graphics devices]
+    #[arg(long, value_name = "FORMAT")]
+    kv: Option<KvChoice>,
     /// Tokens of a prompt that are run at a time [default: 256]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     prompt_chunk: Option<u32>,
+}
+
+/// Whether tensors lie where the kernels of the cache read.
+fn computes_on_the_host<B: Backend>() -> bool {
+    let device = TypeId::of::<B::Device>();
+    let mut host = false;
+    #[cfg(feature = "flex")]
+    (host |= device == TypeId::of::<burn_flex::FlexDevice>());
+    #[cfg(feature = "ndarray")]
+    (host |= device == TypeId::of::<burn_ndarray::NdArrayDevice>());
+    host
 }
 
 /// `PART` of the model, for what is not generation.
 const DEFAULT_CHUNK: usize = 256;
 
 impl KvArgs {
-    /// The choice.
-    pub fn choice(&self) -> KvChoice {
-        self.kv
+    /// The choice for a backend.
+    pub fn choice<B: Backend>(&self) -> KvChoice {
+        let default = || if computes_on_the_host::<B>() { KvChoice::Encoded(KvFormat::F32) } else { KvChoice::Dense };
+        self.kv.unwrap_or_else(default)
     }
 
     /// An empty store.
     pub fn store<B: Backend>(&self) -> ChosenKv<B> {
-        self.kv.store()
+        self.choice::<B>().store()
     }
 
     /// Tokens of a prompt that are run at a time.
@@ -55,7 +70,7 @@ pub struct LongArgs {
     #[arg(long, value_enum, value_name = "FACTORS", default_value_t = RopeStart::Auto)]
     rope: RopeStart,
     /// Start from the keys and values in FILE, if it is there, and write them to it at the end: what the text begins with
-    /// is then not run again. Needs --kv f16 or smaller
+    /// is then not run again. Not with --kv dense
     #[arg(long, value_name = "FILE")]
     cache: Option<PathBuf>,
 }
@@ -76,15 +91,15 @@ impl LongArgs {
     /// What an earlier run left, or nothing.
     pub fn prefix<B: Backend>(&self, model: &Phi3<B>, kv: &KvArgs) -> Result<Prefix<B, ChosenKv<B>>> {
         let Some(path) = &self.cache else { return Ok(Prefix::with(model, || kv.store())) };
-        if kv.choice() == KvChoice::F32 {
-            return Err(file::CacheFileError::NotEncoded).context("--cache needs --kv");
+        if kv.choice::<B>() == KvChoice::Dense {
+            return Err(file::CacheFileError::NotEncoded).context("--cache needs another --kv");
         }
         let from = match File::open(path) {
             Ok(from) => from,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Prefix::with(model, || kv.store())),
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
-        file::load(model, kv.choice(), BufReader::with_capacity(1 << 20, from))
+        file::load(model, kv.choice::<B>(), BufReader::with_capacity(1 << 20, from))
             .with_context(|| path.display().to_string())
     }
 

@@ -442,7 +442,8 @@ fn a_container_is_made_checked_shown_run_and_undone() {
     assert_eq!(verified["tensors"], 15);
     let shown = json_of(run(&["inspect", "--ctx", "10", "--json"], &container));
     let rows = 2 * 2 * 2;
-    assert_eq!(shown["kv"]["f32"]["bytes"], 10 * rows * 12 * 4, "tokens, keys and values, layers, heads, size, f32");
+    assert_eq!(shown["kv"]["dense"]["bytes"], 10 * rows * 12 * 4, "tokens, keys and values, layers, heads, size, f32");
+    assert_eq!(shown["kv"]["f32"]["bytes"], 64 * rows * 12 * 4, "whole blocks");
     assert_eq!(shown["kv"]["f16"]["bytes_per_token"], rows * 12 * 2);
     assert_eq!(shown["kv"]["q8"]["bytes"], 64 * rows * (12 + 4), "whole blocks, and a scale for each head");
     assert_eq!(shown["formats"]["q8"]["tensors"], 9);
@@ -699,7 +700,7 @@ fn a_cache_is_left_to_the_next_run() {
     let generate = ["generate", "--ids", "1,2", "-n", "1"];
     let spoiled = failure(run(&[&generate[..], &cached].concat(), directory.path()));
     assert!(spoiled.contains("text.kv") && spoiled.contains("checksum"), "{spoiled}");
-    let floats = failure(run(&[&generate[..], &["--cache", "x"]].concat(), directory.path()));
+    let floats = failure(run(&[&generate[..], &["--kv", "dense", "--cache", "x"]].concat(), directory.path()));
     assert!(floats.contains("--kv"), "{floats}");
     assert_eq!(qins().args(["generate", "--kv", "q9", "--ids", "1", "demo"]).output().unwrap().status.code(), Some(2));
 }
@@ -707,7 +708,7 @@ fn a_cache_is_left_to_the_next_run() {
 #[test]
 fn every_cache_generates_and_a_filled_one_is_measured() {
     let directory = model();
-    for kv in ["f32", "f16", "v8", "q8", "v4"] {
+    for kv in ["dense", "f32", "f16", "v8", "q8", "v4"] {
         let found = json_of(run(
             &["generate", "--ids", "1,2,3", "-n", "4", "--kv", kv, "--prompt-chunk", "2", "--json"],
             directory.path(),

@@ -185,7 +185,7 @@ impl Run for Measure {
         generate(model, &ids(0)[self.context..][..1], options(2))?.for_each(drop);
         let mut prefix = self.filled(model);
         let config = model.config();
-        let choice = self.kv.choice();
+        let choice = self.kv.choice::<B>();
         let of_heads = config.num_hidden_layers * config.key_value_heads() * choice.token_bytes(config.head_size());
         let context_bytes = self.context.min(config.sliding_window.unwrap_or(usize::MAX)) * of_heads;
         let (mut prompt, mut generated) = (Vec::new(), Vec::new());

@@ -113,7 +113,7 @@ trait Vector: Copy + Sync {
     unsafe fn zero() -> Self;
     /// One value in all lanes.
     unsafe fn splat(from: *const f32) -> Self;
-    /// Reads [`LANES`](Self::LANES) values.
+    /// Reads [`LANES`](Self::LANES) values, from any address.
     unsafe fn load(from: *const f32) -> Self;
     /// Writes [`LANES`](Self::LANES) values.
     unsafe fn store(self, to: *mut f32);

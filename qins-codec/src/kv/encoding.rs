@@ -4,9 +4,11 @@ use crate::{Format, format::Law, magnitude::largest_magnitude, projective::Neare
 use half::{f16, slice::HalfFloatSliceExt};
 use std::sync::LazyLock;
 
-/// A way to store a row. Numbers that are not finite make the whole row NaN, but in half precision, which has them.
+/// A way to store a row. Numbers that are not finite make the whole row NaN, but in floats, which have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encoding {
+    /// As it is.
+    Full,
     /// Half precision. Finite numbers beyond its range become its largest.
     Half,
     /// Sign and 7-bit magnitude of the projective law, and one f32 scale.
@@ -34,6 +36,7 @@ impl Encoding {
     #[inline(always)]
     pub(crate) fn code_bytes(self, head: usize) -> usize {
         match self {
+            Encoding::Full => 4 * head,
             Encoding::Half => 2 * head,
             Encoding::Projective => head,
             Encoding::Shaped => (head / 2 + head % 2).next_multiple_of(4),
@@ -44,7 +47,7 @@ impl Encoding {
     #[inline(always)]
     pub(crate) fn base_bytes(self) -> usize {
         match self {
-            Encoding::Half => 0,
+            Encoding::Full | Encoding::Half => 0,
             Encoding::Projective | Encoding::Shaped => size_of::<f32>(),
         }
     }
@@ -53,7 +56,7 @@ impl Encoding {
     #[inline(always)]
     pub(crate) fn scale_bytes(self, head: usize) -> usize {
         match self {
-            Encoding::Half => 0,
+            Encoding::Full | Encoding::Half => 0,
             Encoding::Projective => self.base_bytes(),
             Encoding::Shaped => self.base_bytes() + head.div_ceil(16),
         }
@@ -64,10 +67,10 @@ impl Encoding {
         self.code_bytes(head) + self.scale_bytes(head)
     }
 
-    /// The tables of codes; none for half precision.
+    /// The tables of codes; none for floats.
     pub(crate) fn values(self) -> &'static [f32] {
         match self {
-            Encoding::Half => &[],
+            Encoding::Full | Encoding::Half => &[],
             Encoding::Projective => &PROJECTIVE,
             Encoding::Shaped => &SHAPED,
         }
@@ -81,6 +84,11 @@ impl Encoding {
     /// Writes a row; the bytes are the same at every level.
     pub(crate) fn encode(self, row: &[f32], codes: &mut [u8], scales: &mut [u8]) {
         match self {
+            Encoding::Full => {
+                for (code, x) in codes.as_chunks_mut().0.iter_mut().zip(row) {
+                    *code = x.to_le_bytes();
+                }
+            }
             Encoding::Half => encode_half(row, codes),
             Encoding::Projective => {
                 let scale = match largest_magnitude(0, row) {
@@ -104,6 +112,11 @@ impl Encoding {
     pub(crate) fn decode(self, codes: &[u8], scales: &[u8], out: &mut [f32]) {
         let base = || f32::from_le_bytes(*scales.first_chunk().expect("a row's base"));
         match self {
+            Encoding::Full => {
+                for (out, &code) in out.iter_mut().zip(codes.as_chunks().0) {
+                    *out = f32::from_le_bytes(code);
+                }
+            }
             Encoding::Half => {
                 for (out, &code) in out.iter_mut().zip(codes.as_chunks().0) {
                     *out = f16::from_le_bytes(code).to_f32();
@@ -188,7 +201,7 @@ mod tests {
             encoding.decode(&codes, &scales, &mut out);
             out
         };
-        for encoding in [Encoding::Half, Encoding::Projective, Encoding::Shaped] {
+        for encoding in [Encoding::Full, Encoding::Half, Encoding::Projective, Encoding::Shaped] {
             assert_eq!(encoded(encoding, &[0.0; 37]), [0.0; 37]);
             assert!(encoded(encoding, &[1.0, f32::NAN, 0.0]).iter().any(|x| x.is_nan()));
             let with_infinity = encoded(encoding, &[1.0, f32::NEG_INFINITY, 0.0]);

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 /// How keys and values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KvFormat {
+    /// Both in f32.
+    F32,
     /// Both as IEEE half precision.
     F16,
     /// Keys in half precision; values in 8 bits of the projective law of k = 0.5, a row with one f32 scale.
@@ -16,11 +18,12 @@ pub enum KvFormat {
 
 impl KvFormat {
     /// Every format, largest first.
-    pub const ALL: [KvFormat; 4] = [KvFormat::F16, KvFormat::V8, KvFormat::Q8, KvFormat::V4];
+    pub const ALL: [KvFormat; 5] = [KvFormat::F32, KvFormat::F16, KvFormat::V8, KvFormat::Q8, KvFormat::V4];
 
     /// The name used on command lines.
     pub fn name(self) -> &'static str {
         match self {
+            KvFormat::F32 => "f32",
             KvFormat::F16 => "f16",
             KvFormat::V8 => "v8",
             KvFormat::Q8 => "q8",
@@ -30,6 +33,7 @@ impl KvFormat {
 
     pub(crate) fn keys(self) -> Encoding {
         match self {
+            KvFormat::F32 => Encoding::Full,
             KvFormat::F16 | KvFormat::V8 | KvFormat::V4 => Encoding::Half,
             KvFormat::Q8 => Encoding::Projective,
         }
@@ -37,6 +41,7 @@ impl KvFormat {
 
     pub(crate) fn values(self) -> Encoding {
         match self {
+            KvFormat::F32 => Encoding::Full,
             KvFormat::F16 => Encoding::Half,
             KvFormat::V8 | KvFormat::Q8 => Encoding::Projective,
             KvFormat::V4 => Encoding::Shaped,
@@ -81,14 +86,14 @@ mod tests {
             assert_eq!(format.to_string().parse(), Ok(format));
         }
         let message = "q9".parse::<KvFormat>().unwrap_err().to_string();
-        assert_eq!(message, "unknown cache format `q9`: expected one of f16, v8, q8, v4");
+        assert_eq!(message, "unknown cache format `q9`: expected one of f32, f16, v8, q8, v4");
     }
 
     /// Of Phi-3.5's heads, as a part of what half precision takes.
     #[test]
     fn bytes_are_what_the_format_says() {
-        assert_eq!(KvFormat::ALL.map(|format| format.token_bytes(96)), [384, 292, 200, 250]);
+        assert_eq!(KvFormat::ALL.map(|format| format.token_bytes(96)), [768, 384, 292, 200, 250]);
         // Rows need not be whole blocks of columns.
-        assert_eq!(KvFormat::ALL.map(|format| format.token_bytes(5)), [20, 19, 18, 19]);
+        assert_eq!(KvFormat::ALL.map(|format| format.token_bytes(5)), [40, 20, 19, 18, 19]);
     }
 }

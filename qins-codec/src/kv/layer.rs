@@ -67,7 +67,7 @@ impl Part {
             }
         };
         let lanes_a_task = (TASK / (count * head)).max(1);
-        // Half precision has no scales, and chunks are not empty.
+        // Floats have no scales, and chunks are not empty.
         if scale_bytes == 0 {
             let lanes = self.codes.par_chunks_exact_mut(TOKENS * code_bytes).enumerate();
             lanes.with_min_len(lanes_a_task).for_each(|codes| lane((codes, &mut [])));

@@ -21,6 +21,9 @@ const HEIGHT: f64 = 420.0;
 /// Left, top, right and bottom of the area of the axes.
 const AREA: [f64; 4] = [64.0, 46.0, 700.0, 362.0];
 
+/// Lines whose hues are told apart.
+const HUES: usize = 7;
+
 /// Hues that differ by a golden angle, so that neighbours in a list are easily told apart.
 fn hue(i: usize) -> usize {
     (210 + i * 137) % 360
@@ -45,22 +48,15 @@ impl Chart<'_> {
              <rect class=\"paper\" width=\"100%\" height=\"100%\"/><text class=\"title\" x=\"{left}\" y=\"26\">{}</text>",
             escaped(self.title)
         ));
-        for i in 0..=TICKS {
-            let part = i as f64 / TICKS as f64;
-            let (at_x, at_y) = (x_min + part * (x_max - x_min), y_min + part * (y_max - y_min));
-            draw(format_args!("<path class=\"grid\" d=\"M{left} {0:.1}H{right}\"/>", y(at_y)));
-            draw(format_args!(
-                "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-                left - 8.0,
-                y(at_y) + 4.0,
-                tick(at_y)
-            ));
-            draw(format_args!(
-                "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-                x(at_x),
-                bottom + 18.0,
-                tick(at_x)
-            ));
+        for value in ticks(y_min, y_max) {
+            let y = y(value);
+            draw(format_args!("<path class=\"grid\" d=\"M{left} {y:.1}H{right}\"/>"));
+            let (x, y, value) = (left - 8.0, y + 4.0, number(value));
+            draw(format_args!("<text x=\"{x}\" y=\"{y:.1}\" text-anchor=\"end\">{value}</text>"));
+        }
+        for value in ticks(x_min, x_max) {
+            let (x, y, value) = (x(value), bottom + 18.0, number(value));
+            draw(format_args!("<text x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{value}</text>"));
         }
         draw(format_args!("<path class=\"axis\" fill=\"none\" d=\"M{left} {top}V{bottom}H{right}\"/>"));
         draw(format_args!(
@@ -72,7 +68,9 @@ impl Chart<'_> {
         for (i, line) in self.lines.iter().enumerate() {
             let points: Vec<String> = line.points.iter().map(|&[a, b]| format!("{:.1} {:.1}", x(a), y(b))).collect();
             let (hue, legend) = (hue(i), top + 14.0 + 20.0 * i as f64);
-            draw(format_args!("<g style=\"--hue:{hue}\">"));
+            // Dashed where hues come near those of earlier lines.
+            let dashes = if i < HUES { "" } else { " stroke-dasharray=\"6 3\"" };
+            draw(format_args!("<g style=\"--hue:{hue}\"{dashes}>"));
             if !points.is_empty() {
                 draw(format_args!("<path class=\"line\" d=\"M{}\"/>", points.join("L")));
             }
@@ -89,14 +87,41 @@ impl Chart<'_> {
     }
 }
 
-const TICKS: usize = 5;
+/// Multiples of 1, 2 or 5 of a power of ten between two numbers, some five of them.
+fn ticks(min: f64, max: f64) -> Vec<f64> {
+    let most = (max - min).max(f64::MIN_POSITIVE) / 4.0;
+    let power = 10f64.powf(most.log10().floor());
+    let step = power * [5.0, 2.0].into_iter().find(|factor| factor * power <= most).unwrap_or(1.0);
+    let (first, last) = ((min / step).ceil() as i64, (max / step + 1e-9).floor() as i64);
+    (first..=last).map(|i| i as f64 * step).collect()
+}
 
-fn tick(value: f64) -> String {
-    let text = format!("{value:.2}");
+fn number(value: f64) -> String {
+    let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// For text of SVG and HTML.
 pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_cover_the_axis() {
+        assert_eq!(ticks(0.0, 100.0), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
+        assert_eq!(ticks(-9.9, 1.9), [-8.0, -6.0, -4.0, -2.0, 0.0]);
+        assert_eq!(ticks(2.5, 16.2), [4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0]);
+        assert_eq!(ticks(3.0, 3.0).len(), 1);
+    }
+
+    #[test]
+    fn what_a_name_holds_is_no_markup() {
+        let lines = vec![Line { name: "<q8>", points: vec![[0.0, 0.0], [1.0, 2.0]] }];
+        let svg = Chart { title: "a & b", x_label: "x", y_label: "y", y_range: [0.0, 1.0], lines }.svg();
+        assert!(svg.contains("a &amp; b") && svg.contains("&lt;q8&gt;") && !svg.contains("<q8>"));
+    }
 }

@@ -53,7 +53,7 @@ pub fn page(results: &Results) -> Result<Page> {
         parts.push(Part::Text(format!("Machine: {processor}, {threads} threads, {level}{memory}, {system}.")));
     }
     let mut models: Vec<&str> = Vec::new();
-    for done in results.all().iter().filter(|done| done.subject != Subject::Speed) {
+    for done in results.all().iter().filter(|done| done.subject != Subject::Speed && context(done).is_none()) {
         if !models.contains(&done.model.as_str()) {
             models.push(&done.model);
         }
@@ -70,6 +70,18 @@ pub fn page(results: &Results) -> Result<Page> {
         ));
         parts.push(Part::Table(tables::speed(results, &shape.model)));
         parts.push(commands(results.of(&Subject::Speed, &shape.model)));
+        let contexts: Vec<&Done> = results.all().iter().filter(|done| context(done).is_some()).collect();
+        if !contexts.is_empty() {
+            parts.push(Part::Heading("A token after a long text".to_owned()));
+            parts.push(Part::Text(
+                "Attention reads all that is stored of the text: time grows with it as a straight line, by the bytes of the \
+                 key-value cache. Weights in q8, keys and values in the format named; the cache is filled with random numbers."
+                    .to_owned(),
+            ));
+            parts.push(Part::Table(tables::contexts(&contexts)));
+            parts.push(Part::Chart(by_context(&contexts)));
+            parts.push(commands(contexts.into_iter()));
+        }
     }
     Ok(Page(parts))
 }
@@ -122,6 +134,36 @@ fn commands<'a>(done: impl Iterator<Item = &'a Done>) -> Part {
 
 fn name(done: &Done) -> &str {
     done.format.as_deref().unwrap_or("f32")
+}
+
+/// Tokens stored before, where a result is about that.
+fn context(done: &Done) -> Option<u32> {
+    match done.subject {
+        Subject::Context { tokens } => Some(tokens),
+        _ => None,
+    }
+}
+
+fn by_context(contexts: &[&Done]) -> String {
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    for &done in contexts {
+        let milliseconds = tables::number(done, "/generate_tokens_per_s/median").map(|rate| 1e3 / rate);
+        let Some((tokens, milliseconds)) = context(done).zip(milliseconds) else { continue };
+        let point = [f64::from(tokens), milliseconds];
+        match lines.iter_mut().find(|line| line.name == name(done)) {
+            Some(line) => line.points.push(point),
+            None => lines.push(Line { name: name(done), points: vec![point] }),
+        }
+    }
+    let most = lines.iter().flat_map(|line| &line.points).map(|[_, time]| *time).fold(1.0, f64::max);
+    let chart = Chart {
+        title: "Time of a token by what is stored before it",
+        x_label: "tokens stored",
+        y_label: "milliseconds a token",
+        y_range: [0.0, most * 1.1],
+        lines,
+    };
+    chart.svg()
 }
 
 fn histogram(compared: Vec<&Done>, model: &str) -> String {

@@ -47,6 +47,10 @@ pub enum Subject {
     Compare,
     Greedy,
     Speed,
+    /// Speed after so many tokens; the format is that of the key-value cache.
+    Context {
+        tokens: u32,
+    },
 }
 
 /// A command, and where its output is kept.
@@ -101,6 +105,14 @@ impl Plan {
                 words.extend(format.iter().flat_map(|format| words!["--format", format]));
                 let format = format.map(str::to_owned);
                 steps.push(Step { subject: Subject::Speed, model: shape.clone(), format, words });
+            }
+            for kv in ["f32", "f16", "q8"] {
+                for tokens in [0, 1024, 2048, 3072, 4000] {
+                    let weights = words!["bench", "--shape", shape, "--format", "q8", "--prompt", 1, "--generate", 16];
+                    let words = [weights, words!["--kv", kv, "--context", tokens]].concat();
+                    let (subject, model) = (Subject::Context { tokens }, shape.clone());
+                    steps.push(Step { subject, model, format: Some(kv.to_owned()), words });
+                }
             }
         }
         steps

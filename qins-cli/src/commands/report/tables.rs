@@ -183,6 +183,22 @@ pub fn speed(results: &Results, shape: &str) -> Table {
     table
 }
 
+/// A token's time after texts of several lengths.
+pub fn contexts(contexts: &[&Done]) -> Table {
+    let mut table = Table::new(&["cache", "tokens stored", "GB stored", "tokens/s", "ms a token"]);
+    for &done in contexts {
+        let rate = number(done, "/generate_tokens_per_s/median");
+        table.rows.push(vec![
+            format(done),
+            plain(number(done, "/context_tokens"), 0),
+            plain(number(done, "/context_bytes").map(|bytes| bytes / 1e9), 3),
+            plain(rate, 2),
+            plain(rate.map(|rate| 1e3 / rate), 1),
+        ]);
+    }
+    table
+}
+
 /// The few figures that a reader asks for first, each with its command.
 pub fn claims(results: &Results) -> Table {
     let mut table = Table::new(&["", "figure", "command"]);

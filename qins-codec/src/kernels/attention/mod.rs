@@ -7,9 +7,9 @@
 //!
 //! How rows are decoded is a [`Block`], as for products; this folder has what all encodings share.
 
-use super::{Block, MOST_BYTES, MOST_SCALES, VECTORS, Vector};
+use super::{Block, Decoded, MOST_BYTES, MOST_SCALES, VECTORS, Vector};
 use crate::{dispatch::Level, kv::Encoding};
-use std::ops::Range;
+use std::{marker::PhantomData, ops::Range};
 
 mod few;
 mod many;
@@ -201,6 +201,34 @@ pub(super) fn of_whole<B: Block + 'static>(block: B, encoding: Encoding, head: u
 
 pub(super) fn of_groups<B: Block + 'static>(block: B, encoding: Encoding, head: usize) -> Box<dyn Rows> {
     Box::new(Of::new(Grouped(block), encoding, head))
+}
+
+/// Numbers as they are.
+pub(super) struct Full<V>(PhantomData<fn() -> V>);
+
+impl<V> Default for Full<V> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<V: Vector> Block for Full<V> {
+    type V = V;
+    const CODE_BYTES: usize = size_of::<f32>() * Self::COLS;
+    const SCALES: usize = 0;
+    const SCALED: bool = false;
+
+    fn column(lane: usize) -> usize {
+        lane
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, codes: *const u8, _: *const u8) -> Decoded<V> {
+        const { assert!(cfg!(target_endian = "little"), "numbers lie in the order of files") };
+        let codes = codes.cast::<f32>();
+        // SAFETY: as the caller promises; loads need not be aligned.
+        unsafe { (std::array::from_fn(|j| V::load(codes.add(j * V::LANES))), V::zero()) }
+    }
 }
 
 impl<S: Source> Of<S> {

@@ -1,6 +1,6 @@
 //! Lanes and blocks in plain Rust, for levels without blocks of their own.
 
-use super::{Rows, of_groups, of_whole};
+use super::{Full, Rows, of_groups, of_whole};
 use crate::{
     Format,
     dispatch::Level,
@@ -12,6 +12,7 @@ use half::f16;
 
 pub(super) fn rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
     match encoding {
+        Encoding::Full => of_whole(Full::<Lanes>::default(), encoding, head),
         Encoding::Half => of_whole(Half, encoding, head),
         Encoding::Projective => of_whole(SignMagnitude(encoding.values()), encoding, head),
         Encoding::Shaped => of_groups(Shaped { values: encoding.values(), scales: encoding.scales() }, encoding, head),

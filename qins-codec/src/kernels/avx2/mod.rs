@@ -5,7 +5,7 @@
 
 use super::{
     Block, Decoded, Pass, VECTORS, Vector,
-    attention::{Rows, of_groups, of_whole},
+    attention::{Full, Rows, of_groups, of_whole},
     panel, pass,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
@@ -38,6 +38,7 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
 /// Rows of keys and values.
 pub(super) fn attention_rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
     match encoding {
+        Encoding::Full => of_whole(Full::<__m256>::default(), encoding, head),
         Encoding::Half => of_whole(Half, encoding, head),
         Encoding::Projective => {
             let block = SignMagnitude::<32, 2>::new(encoding.values(), encoding.scales());
