@@ -121,7 +121,7 @@ pub fn greedy(results: &Results, model: &str) -> Table {
 /// The match in each window of 100 tokens, free-running.
 pub fn windows(results: &Results, model: &str) -> Table {
     let matches = |done: &Done| done.output["result"]["free_running_match_per_window"].as_array().cloned();
-    let count = results.of(&Subject::Greedy, model).filter_map(|done| matches(done)).map(|list| list.len()).max();
+    let count = results.of(&Subject::Greedy, model).filter_map(matches).map(|list| list.len()).max();
     let mut table = Table::new(&["format"]);
     table.head.extend((0..count.unwrap_or(0)).map(|i| format!("{} to {}", 100 * i + 1, 100 * (i + 1))));
     for done in results.of(&Subject::Greedy, model) {
