@@ -1,0 +1,1 @@
+//! The rows of `docs/origins.md` that an inequality can hold.
