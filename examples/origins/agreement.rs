@@ -39,12 +39,13 @@ pub struct Agreement {
     pub top_10_overlap: f64,
     /// The same: mean `KL(float || system)`, nats.
     pub kl: f64,
-    /// The same: share of steps of the first 8 whose top is the same; the record's "one step".
+    /// Share of prompts after which the first token is the same: the record's "one step".
     pub first_step_same_top: f64,
 }
 
 impl Agreement {
     /// Free-running match over all windows.
+    #[cfg(test)]
     pub fn free_running(&self) -> f64 {
         self.windows.iter().sum::<f64>() / self.windows.len() as f64
     }

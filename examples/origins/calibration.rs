@@ -85,7 +85,8 @@ mod tests {
         let ids = [7, 1, 199, 30];
         let (mut a, mut b) = ([Text::default()], [Text::default()]);
         for id in ids {
-            let [a, b] = [(&toy, &mut a), (&scaled, &mut b)].map(|(toy, text)| toy.step(&Rules::default(), text, &[id]));
+            let [a, b] =
+                [(&toy, &mut a), (&scaled, &mut b)].map(|(toy, text)| toy.step(&Rules::default(), text, &[id]));
             assert_eq!(top(&a[0]), top(&b[0]));
             assert!((a[0][3] * 0.25 - b[0][3]).abs() < 1e-6);
         }

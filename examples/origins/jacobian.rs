@@ -7,18 +7,20 @@
 
 use crate::toy::{Matrix, dot};
 
-/// `|found - W x| / |W x|` where `found` is transported from `x0`.
+/// `|found - W x| / |W x|` of an output, the median over outputs, where `found` is transported from `x0`. The mean would be
+/// that of the few outputs near 0, whose coordinates run away.
 pub fn transport_error(weight: &Matrix, x0: &[f32], x: &[f32]) -> f64 {
     // c(x) - c(x0) turned to a change of value by the first Jacobian: x0 ln(x / x0), where the sign stays.
     let change: Vec<f32> = x0.iter().zip(x).map(|(&x0, &x)| x0 * (x.abs() / x0.abs()).ln()).collect();
-    let (mut found, mut expected) = (Vec::new(), Vec::new());
-    for row in 0..weight.rows {
-        let y0 = dot(weight.row(row), x0);
+    let error = |row: usize| {
+        let (y0, y) = (dot(weight.row(row), x0), dot(weight.row(row), x));
         // The coordinate's change is -(W change) / y0, and decoding turns it back.
-        found.push(y0 * (dot(weight.row(row), &change) / y0).exp());
-        expected.push(dot(weight.row(row), x));
-    }
-    crate::growth::relative_error(&found, &expected)
+        let found = y0 * (dot(weight.row(row), &change) / y0).exp();
+        f64::from((found - y).abs() / y.abs())
+    };
+    let mut errors: Vec<f64> = (0..weight.rows).map(error).collect();
+    errors.sort_by(f64::total_cmp);
+    errors[errors.len() / 2]
 }
 
 /// A random layer of `[width, width]`, and the error for inputs off `x0` by each share of it.
@@ -37,6 +39,6 @@ mod tests {
     #[test]
     fn transport_is_exact_where_it_was_made_and_wrong_elsewhere() {
         let errors = table(256, &[0.0, 0.01, 1.0]);
-        assert!(errors[0] < 1e-5 && errors[1] < 0.05 && errors[2] > 0.5, "{errors:?}");
+        assert!(errors[0] < 1e-5 && errors[1] < 0.05 && errors[2] > 0.3, "{errors:?}");
     }
 }

@@ -90,7 +90,9 @@ impl FromStr for Source {
             Some(("trained", rest)) => shape(rest).map(|(layers, width)| Self::Trained { layers, width }),
             _ => None,
         };
-        found.ok_or_else(|| "expected random:LAYERSxWIDTH, trained:LAYERSxWIDTH or demo, the width a multiple of 16".into())
+        found.ok_or_else(|| {
+            "expected random:LAYERSxWIDTH, trained:LAYERSxWIDTH or demo, the width a multiple of 16".into()
+        })
     }
 }
 
@@ -104,7 +106,13 @@ impl Source {
             Self::Trained { layers, width } => {
                 let config = source::config(layers, width, VOCABULARY);
                 let (toy, loss) = training::train(&config, args.training_steps, args.seed)?;
-                (toy, format!("trained for {} steps to {loss:.2} nats, {layers} layers, {width} wide", args.training_steps))
+                (
+                    toy,
+                    format!(
+                        "trained for {} steps to {loss:.2} nats, {layers} layers, {width} wide",
+                        args.training_steps
+                    ),
+                )
             }
             Self::Demo => (source::demo()?, "demo, trained, 4 layers, 128 wide".to_owned()),
         })
@@ -133,7 +141,9 @@ fn main() -> Fallible<()> {
     }
     if runs(Section::Decode) {
         let cost = decode_cost::measure();
-        println!("## Decoding a weight of the log codec, nanoseconds, one thread\n\n| table | exp2 | `q8` |\n|---|---|---|");
+        println!(
+            "## Decoding a weight of the log codec, nanoseconds, one thread\n\n| table | exp2 | `q8` |\n|---|---|---|"
+        );
         println!("| {:.2} | {:.2} | {:.2} |\n", cost.table, cost.formula, cost.q8);
     }
     if runs(Section::Activations) {
@@ -225,7 +235,8 @@ fn print_systems(source: Source, args: &Args) -> Fallible<()> {
         reference.distinct_at_the_end(),
         reference.margin(),
     );
-    let windows: Vec<String> = (1..=args.steps / agreement::WINDOW).map(|w| format!("to {}", w * agreement::WINDOW)).collect();
+    let windows: Vec<String> =
+        (1..=args.steps / agreement::WINDOW).map(|w| format!("to {}", w * agreement::WINDOW)).collect();
     println!("| system | {} | identical prefix | teacher-forced | first step | top-10 | KL |", windows.join(" | "));
     println!("|---|{}", "---|".repeat(windows.len() + 5));
     for group in [Group::AtRest, Group::CodeDomain, Group::Activations] {

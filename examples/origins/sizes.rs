@@ -77,7 +77,10 @@ pub fn print() {
     let token = sizes.cache_per_token as f64;
     println!("| cache in f16, a token | {:.0} bytes |", 2.0 * token);
     println!("| cache in f16, 8192 tokens | {:.2} GB |", 2.0 * token * 8192.0 / 1e9);
-    println!("| cache, K in f16 and V in 8.25 bits | {:.1} % less than f16 |", 100.0 * (1.0 - (2.0 + 8.25 / 8.0) / 4.0));
+    println!(
+        "| cache, K in f16 and V in 8.25 bits | {:.1} % less than f16 |",
+        100.0 * (1.0 - (2.0 + 8.25 / 8.0) / 4.0)
+    );
     println!("| cache, K in f16 and V as u8 code and i8 sign | 0.0 % less than f16 |\n");
 }
 

@@ -61,7 +61,12 @@ pub fn random_prompts(n: usize, tokens: usize, vocabulary: usize, seed: u64) -> 
 
 /// Beginnings of the demo grammar's documents.
 pub fn story_prompts(n: usize, tokens: usize, seed: u64) -> Result<Vec<Vec<u32>>, Box<dyn Error>> {
-    Ok(story_ids(4 * n, seed)?.into_iter().filter(|ids| ids.len() >= tokens).map(|ids| ids[..tokens].to_vec()).take(n).collect())
+    Ok(story_ids(4 * n, seed)?
+        .into_iter()
+        .filter(|ids| ids.len() >= tokens)
+        .map(|ids| ids[..tokens].to_vec())
+        .take(n)
+        .collect())
 }
 
 /// Tokens of the demo grammar's documents, by the demo's tokenizer.

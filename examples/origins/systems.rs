@@ -74,17 +74,17 @@ pub fn systems(group: Group, toy: &Toy, texts: &[Vec<u32>]) -> Vec<System> {
             plain("calibrated, codes in direct order", calibrated(toy, Order::Direct, texts)),
         ],
         Group::Activations => vec![
-            with("between layers, `log` a token", Rules {
-                between_layers: coding(|x| at_rest_origin("log", x)),
-                ..Default::default()
-            }),
+            with(
+                "between layers, `log` a token",
+                Rules { between_layers: coding(|x| at_rest_origin("log", x)), ..Default::default() },
+            ),
             with("between layers, `log8`", Rules { between_layers: row_coding(Format::Log8), ..Default::default() }),
             with("between layers, `q8`", Rules { between_layers: row_coding(Format::Q8), ..Default::default() }),
             with("V of the cache, `q8`", Rules { values: row_coding(Format::Q8), ..Default::default() }),
-            with("V of the cache, `log` a token", Rules {
-                values: coding(|x| at_rest_origin("log", x)),
-                ..Default::default()
-            }),
+            with(
+                "V of the cache, `log` a token",
+                Rules { values: coding(|x| at_rest_origin("log", x)), ..Default::default() },
+            ),
         ],
     }
 }

@@ -182,7 +182,8 @@ impl Toy {
     ) -> Vec<Vec<f32>> {
         let mut linear = |place, layer, matrix: &Matrix, inputs: Vec<Vec<f32>>| {
             tap(place, layer, &inputs);
-            let inputs = rules.inputs.as_ref().map_or_else(|| inputs.clone(), |code| inputs.iter().map(|x| code(x)).collect());
+            let inputs =
+                rules.inputs.as_ref().map_or_else(|| inputs.clone(), |code| inputs.iter().map(|x| code(x)).collect());
             matrix.products(&inputs)
         };
         let norm = |stream: &[Vec<f32>], gamma: &[f32]| -> Vec<Vec<f32>> {

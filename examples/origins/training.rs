@@ -29,10 +29,8 @@ pub fn train(config: &Config, steps: usize, seed: u64) -> Result<(Toy, f64), Box
     *embedding = embedding.clone().map(|weight| weight * 0.02);
     let text: Vec<u32> = source::story_ids(steps * BATCH, seed)?.concat();
     let sequences: Vec<&[u32]> = text.chunks_exact(SEQUENCE + 1).take(steps * BATCH).collect();
-    let mut optimizer = AdamWConfig::new()
-        .with_beta_2(0.95)
-        .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
-        .init();
+    let mut optimizer =
+        AdamWConfig::new().with_beta_2(0.95).with_grad_clipping(Some(GradientClippingConfig::Norm(1.0))).init();
     let (mut smooth, steps) = (f64::NAN, sequences.len() / BATCH);
     for (step, batch) in sequences.chunks_exact(BATCH).enumerate() {
         let (loss, gradients) = gradients(&model, batch);
