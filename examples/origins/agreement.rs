@@ -33,6 +33,9 @@ pub struct Agreement {
     pub windows: Vec<f64>,
     /// Free-running: tokens before the first difference, mean over texts.
     pub identical_prefix: f64,
+    /// Free-running: the lead of the float toy's best logit over its second where texts part, median; `None` if none does.
+    #[cfg_attr(not(test), allow(dead_code, reason = "the tables have no room for it"))]
+    pub first_difference_margin: Option<f64>,
     /// On the float toy's text: share of steps with the same most likely token.
     pub same_top: f64,
     /// The same: shared tokens of the ten most likely.
@@ -100,13 +103,7 @@ impl Reference {
 
     /// Median lead of the best logit over the second.
     pub fn margin(&self) -> f64 {
-        let margin = |logits: &Vec<f32>| {
-            let best = first(logits, 2);
-            f64::from(logits[best[0]] - logits[best[1]])
-        };
-        let mut margins: Vec<f64> = self.logits.iter().flatten().map(margin).collect();
-        margins.sort_by(f64::total_cmp);
-        margins[margins.len() / 2]
+        median(self.logits.iter().flatten().map(|logits| lead(logits))).expect("some steps")
     }
 
     /// Runs a system beside what was written.
@@ -127,16 +124,33 @@ impl Reference {
             let same = pairs.flat_map(|(a, b)| a[steps.clone()].iter().zip(&b[steps.clone()])).filter(|(a, b)| a == b);
             same.count() as f64 / (steps.len() * n) as f64
         };
-        let prefix = |(a, b): (&Vec<u32>, &Vec<u32>)| a.iter().zip(b).take_while(|(a, b)| a == b).count() as f64;
+        let prefix = |text: usize| {
+            let pairs = self.texts[text].iter().zip(&free[text]);
+            pairs.take_while(|(a, b)| a == b).count()
+        };
+        let differences = (0..n).map(|text| (text, prefix(text))).filter(|(_, step)| *step < steps);
         Agreement {
             windows: (0..steps / WINDOW).map(|w| same(&free, w * WINDOW..(w + 1) * WINDOW)).collect(),
-            identical_prefix: self.texts.iter().zip(&free).map(prefix).sum::<f64>() / n as f64,
+            identical_prefix: (0..n).map(prefix).sum::<usize>() as f64 / n as f64,
+            first_difference_margin: median(differences.map(|(text, step)| lead(&self.logits[step][text]))),
             same_top: same(&forced, 0..steps),
             top_10_overlap: overlap,
             kl,
             first_step_same_top: same(&forced, 0..1),
         }
     }
+}
+
+/// How far the best logit is above the second.
+fn lead(logits: &[f32]) -> f64 {
+    let best = first(logits, 2);
+    f64::from(logits[best[0]] - logits[best[1]])
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 /// The most likely token; the first of several.

@@ -90,6 +90,20 @@ fn a_small_divergence_does_not_keep_free_running_texts_together() {
     assert!(log.free_running() < log.same_top - 0.1, "{log:?}");
 }
 
+/// Texts part where the float toy itself hardly preferred a token, not where an error has grown.
+#[test]
+fn texts_part_at_near_ties() {
+    let random = source::random(2, 64, 2000, 1);
+    let prompts = source::random_prompts(8, 4, 2000, 2);
+    let stories = source::story_prompts(4, 8, 3).unwrap();
+    for (toy, prompts) in [(random, prompts), (source::demo().unwrap(), stories)] {
+        let reference = Reference::write(&toy, prompts, STEPS);
+        let q8 = systems(Group::AtRest, &toy, &[]).into_iter().find(|system| system.name == "at rest, `q8`").unwrap();
+        let margin = reference.compare(&q8).first_difference_margin.unwrap();
+        assert!(margin < reference.margin() / 4.0 && margin < 0.1, "{margin}, {} in all", reference.margin());
+    }
+}
+
 /// "1 % after one layer, 10 % after three, total after ten": errors add up as the root of the layers, and none explodes.
 #[test]
 fn errors_grow_slowly_with_layers_and_start_large_in_the_code_domain() {
