@@ -3,7 +3,7 @@
 
 use crate::{
     rules::{Order, Rules, codes},
-    toy::{Matrix, Place, Text, Toy, dot},
+    toy::{Matrix, Place, Tap, Text, Toy, dot},
 };
 use std::collections::HashMap;
 
@@ -59,7 +59,7 @@ fn least_squares(pairs: impl Iterator<Item = (f32, f32)>) -> f32 {
 }
 
 /// All logits, one after the other.
-fn run(toy: &Toy, texts: &[Vec<u32>], tap: &mut dyn FnMut(Place, usize, &[Vec<f32>])) -> Vec<f32> {
+fn run(toy: &Toy, texts: &[Vec<u32>], tap: Tap<'_>) -> Vec<f32> {
     let mut states = vec![Text::default(); texts.len()];
     let mut logits = Vec::new();
     for i in 0..texts[0].len() {

@@ -43,6 +43,9 @@ struct Args {
     /// Toys of `systems`: random:LAYERSxWIDTH, trained:LAYERSxWIDTH, or demo
     #[arg(long, default_values = ["random:2x256", "demo"])]
     toy: Vec<Source>,
+    /// Only systems whose name holds one of these
+    #[arg(long)]
+    only: Vec<String>,
     /// Greedy steps after each prompt, in windows of 100
     #[arg(long, default_value_t = 500)]
     steps: usize,
@@ -240,7 +243,10 @@ fn print_systems(source: Source, args: &Args) -> Fallible<()> {
     println!("| system | {} | identical prefix | teacher-forced | first step | top-10 | KL |", windows.join(" | "));
     println!("|---|{}", "---|".repeat(windows.len() + 5));
     for group in [Group::AtRest, Group::CodeDomain, Group::Activations] {
-        let systems = systems(group, &toy, &calibration);
+        let wanted = |system: &agreement::System| {
+            args.only.is_empty() || args.only.iter().any(|part| system.name.contains(part))
+        };
+        let systems: Vec<_> = systems(group, &toy, &calibration).into_iter().filter(wanted).collect();
         // Two at a time: the machine of the record's figures has two cores.
         for pair in systems.chunks(2) {
             let found: Vec<_> = std::thread::scope(|scope| {
