@@ -3,6 +3,8 @@
 //! The choice is made at run time by `TypeId`, which the compiler folds to a constant, so that `Qins<B>` needs no bound
 //! beyond `Backend` and works with every backend, including those it has never heard of.
 
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
 mod portable;
@@ -56,7 +58,16 @@ pub(crate) fn matmul<B: Backend>(x: &FloatTensor<B>, weight: &QinsTensor<B>) -> 
             shape[i] = shape[i].max(batches[i]);
         }
         let x = B::float_expand(x.clone(), shape);
-        return kernel!(matmul(&x, weight));
+        return product(&x, weight);
     }
-    kernel!(matmul(x, weight))
+    product(x, weight)
+}
+
+fn product<B: Backend>(x: &FloatTensor<B>, weight: &QinsTensor<B>) -> Option<FloatTensor<B>> {
+    let found = kernel!(matmul(x, weight));
+    #[cfg(feature = "wgpu")]
+    let found = found.or_else(|| cube::matmul::<burn_wgpu::WgpuRuntime, B>(x, weight));
+    #[cfg(feature = "cuda")]
+    let found = found.or_else(|| cube::matmul::<cubecl::cuda::CudaRuntime, B>(x, weight));
+    found
 }
