@@ -1,7 +1,6 @@
-//! Products on a graphics device that decode codes where they multiply them, plain and fused, against the scalar decoder;
-//! and what they take of the device's memory.
+//! Kernels of a graphics device, plain and fused, against the scalar decoder; and what they take of the device's memory.
 
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend, module::embedding};
 use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use cubecl::Runtime;
 use proptest::prelude::*;
@@ -92,31 +91,58 @@ fn products<B: Backend>(format: Format, rows: usize, cols: usize, m: usize, seed
     assert_product(product.into_data(), &x, &encoded, 1e-3);
 }
 
+/// Decoded weights are the scalar decoder's, bit for bit; of several planes, whose law is arithmetic, where the device has
+/// f64.
+fn decoded<B: Backend>(format: Format, rows: usize, cols: usize, seed: u64) {
+    let encoded = weights(format, rows, cols, &mut Random(seed));
+    let expected = encoded.matrix().decode();
+    let assert_same = |found: TensorData, expected: &[f32]| {
+        let found: Vec<f32> = found.convert::<f32>().into_vec().unwrap();
+        assert_eq!(found.len(), expected.len());
+        for (i, (&found, &expected)) in found.iter().zip(expected).enumerate() {
+            let near = format.planes() > 1 && (found - expected).abs() <= 1e-6 * expected.abs();
+            assert!(found == expected || near, "{:?}: weight {i}: {found}, not {expected}", encoded.header());
+        }
+    };
+    let weight = weight::<B>(&encoded);
+    assert_same((weight.clone() + 0.0).transpose().into_data(), &expected);
+    let indices = [rows - 1, 0, rows / 2, rows - 1];
+    let at = Tensor::<Qins<B>, 2, Int>::from_data([indices.map(|i| i as i64)], &Default::default());
+    let found = embedding(weight.transpose(), at);
+    assert_eq!(found.dims(), [1, 4, cols]);
+    let expected: Vec<f32> = indices.iter().flat_map(|&i| &expected[i * cols..][..cols]).copied().collect();
+    assert_same(found.into_data(), &expected);
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn products_are_those_of_the_scalar_decoder(
-        rows in 1usize..40, cols in 1usize..300, m in 1usize..12, seed: u64,
+        format in prop::sample::select(Format::ALL), rows in 1usize..90, cols in 1usize..300, m in 1usize..50, seed: u64,
     ) {
         let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if has_gpu() {
-            for &format in Format::ALL {
-                products::<Unfused>(format, rows, cols, m, seed);
-                products::<Wgpu>(format, rows, cols, m, seed);
-            }
+            products::<Unfused>(format, rows, cols, m, seed);
+            products::<Wgpu>(format, rows, cols, m, seed);
+            decoded::<Unfused>(format, rows, cols, seed);
+            decoded::<Wgpu>(format, rows, cols, seed);
         }
     }
 }
 
-/// Rows that end with a unit of codes have a kernel of their own.
+/// Rows of whole units, rows that end within one, few inputs and many: each has a kernel of its own.
 #[test]
-fn products_of_whole_units_are_those_of_the_scalar_decoder() {
+fn every_format_has_its_products() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if has_gpu() {
         for &format in Format::ALL {
             products::<Unfused>(format, 19, 1152, 1, 5);
-            products::<Wgpu>(format, 8, 96, 9, 6);
+            products::<Wgpu>(format, 8, 96, 33, 6);
+            products::<Wgpu>(format, 21, 172, 3, 7);
+            products::<Unfused>(format, 70, 45, 9, 8);
+            decoded::<Unfused>(format, 21, 172, 9);
+            decoded::<Wgpu>(format, 8, 96, 10);
         }
     }
 }

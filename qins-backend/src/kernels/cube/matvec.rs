@@ -21,13 +21,12 @@ pub(super) const LINE_ROWS: usize = 2;
 /// Rows of a cube.
 pub(super) const ROWS: usize = LINES * LINE_ROWS;
 
-/// `x W^T` for the `m` inputs from `first_input` on: `x [.., in]` to `out [.., out]`.
+/// `x W^T`: `x [m, in]` to `out [m, out]`.
 #[cube(launch_unchecked)]
 pub(super) fn matvec<F: Float>(
     x: &Array<F>,
     coded: &Coded,
     out: &mut Array<F>,
-    first_input: usize,
     #[comptime] m: usize,
     #[comptime] layout: Layout,
     #[define(F)] _dtype: StorageType,
@@ -79,7 +78,7 @@ pub(super) fn matvec<F: Float>(
             let col = unit * unit_codes + i;
             #[unroll]
             for j in 0..m {
-                let at = (first_input + j) * coded.cols;
+                let at = j * coded.cols;
                 let value = if comptime!(layout.whole) {
                     f32::cast_from(x[at + col])
                 } else {
@@ -112,7 +111,7 @@ pub(super) fn matvec<F: Float>(
         let row = CUBE_POS_X as usize * ROWS + of_unit / m;
         // Sums are ordered by row, then input.
         if row < coded.rows {
-            out[(first_input + of_unit % m) * coded.rows + row] = F::cast_from(sum);
+            out[(of_unit % m) * coded.rows + row] = F::cast_from(sum);
         }
     }
 }
