@@ -80,6 +80,7 @@ pub struct QinsTensor<B: Backend> {
     decoded: Option<FloatTensor<B>>,
     /// The decoder's tables on the device, as its kernels read them, from the first time on that one asks. Clones share
     /// them.
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(dead_code))]
     pub(crate) tables: Arc<OnceLock<FloatTensor<B>>>,
 }
 

@@ -1,6 +1,7 @@
 //! `qins`: run and encode Hugging Face models.
 
 mod commands;
+mod device;
 mod ids;
 mod model;
 mod output;
@@ -35,6 +36,8 @@ enum Command {
     Generate(commands::generate::Args),
     /// Measure tokens a second, against what memory allows
     Bench(commands::bench::Args),
+    /// List what can compute, as --backend names it
+    Devices(commands::devices::Args),
     /// Talk with a model
     Chat(commands::chat::Args),
     /// Write the logits at every position of a sequence to a safetensors file
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Measure(args) => commands::measure::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Bench(args) => commands::bench::run(args),
+        Command::Devices(args) => commands::devices::run(args),
         Command::Chat(args) => commands::chat::run(args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Tokenize(args) => commands::tokenize::run(args),
