@@ -7,7 +7,10 @@ use burn_backend::{
 use qins_codec::{
     Decoder, EncodeError, Encoded, Format, Header, LayoutError, Weights, encode, encode_with, matrix_shape,
 };
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 /// The float primitive of [`Qins<B>`]: `B`'s own, or codes that stand for it until an operation needs floats.
 #[derive(Debug, Clone)]
@@ -75,12 +78,16 @@ pub struct QinsTensor<B: Backend> {
     scheme: QuantScheme,
     /// The floats that the codes stand for, in f32, where they are kept at hand.
     decoded: Option<FloatTensor<B>>,
+    /// The decoder's tables on the device, as its kernels read them, from the first time on that one asks. Clones share
+    /// them.
+    #[cfg_attr(not(any(feature = "wgpu", feature = "cuda")), allow(dead_code))]
+    pub(crate) tables: Arc<OnceLock<FloatTensor<B>>>,
 }
 
 impl<B: Backend> QinsTensor<B> {
     pub(crate) fn from_words(codes: IntTensor<B>, scales: IntTensor<B>, decoder: Arc<Decoder>, view: View) -> Self {
         let scheme = scheme::covering(view.shape().as_slice(), bytes::length(decoder.header(), &view));
-        Self { codes, scales, decoder, view, scheme, decoded: None }
+        Self { codes, scales, decoder, view, scheme, decoded: None, tables: Arc::default() }
     }
 
     /// Moves an encoded matrix to a device, as a tensor `[out, in]`.
@@ -329,7 +336,8 @@ impl<B: Backend> QinsTensor<B> {
     }
 
     pub(crate) fn with_view(self, view: View) -> Self {
-        Self::from_words(self.codes, self.scales, self.decoder, view)
+        let tables = self.tables;
+        Self { tables, ..Self::from_words(self.codes, self.scales, self.decoder, view) }
     }
 
     /// Gives decoded weights the shape of a view.

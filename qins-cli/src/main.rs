@@ -1,6 +1,7 @@
 //! `qins`: run and encode Hugging Face models.
 
 mod commands;
+mod device;
 mod ids;
 mod kv;
 mod model;
@@ -40,6 +41,8 @@ enum Command {
     Report(commands::report::Args),
     /// Measure tokens a second, against what memory allows
     Bench(commands::bench::Args),
+    /// List what can compute, as --backend names it
+    Devices(commands::devices::Args),
     /// Talk with a model
     Chat(commands::chat::Args),
     /// Write the logits at every position of a sequence to a safetensors file
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval::run(args),
         Command::Report(args) => commands::report::run(args),
         Command::Bench(args) => commands::bench::run(args),
+        Command::Devices(args) => commands::devices::run(args),
         Command::Chat(args) => commands::chat::run(args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Tokenize(args) => commands::tokenize::run(args),

@@ -1,12 +1,13 @@
 //! From `<model>`, `--backend` and `--format` to a loaded model of the right type.
 
 use crate::{
+    device::{BackendName, Device},
     policy::{MainFormat, PolicyArgs},
     source::Source,
 };
 use anyhow::{Result, bail};
 use burn::{module::Module, tensor::backend::Backend};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::{Config, Phi3};
 use qins_backend::{Qins, weight_bytes};
@@ -29,9 +30,9 @@ pub struct ModelArgs {
 /// How it is run.
 #[derive(Args)]
 pub struct RunArgs {
-    /// What computes
-    #[arg(long, value_enum, default_value_t = BackendName::default())]
-    backend: BackendName,
+    /// What computes: a line of `qins devices`, or of several devices the first
+    #[arg(long, value_name = "NAME[:DEVICE]", default_value_t = Device::default())]
+    backend: Device,
     #[command(flatten)]
     policy: PolicyArgs,
     /// Read only the first N byte planes of a container's `fpins` tensors: fewer bytes, less exact [default: all]
@@ -72,26 +73,6 @@ pub type AnyBackend = burn_wgpu::Wgpu;
 #[cfg(all(not(any(feature = "flex", feature = "ndarray", feature = "wgpu")), feature = "cuda"))]
 pub type AnyBackend = burn_cuda::Cuda;
 
-/// What computes.
-#[derive(Clone, Copy, ValueEnum)]
-pub enum BackendName {
-    #[cfg(feature = "flex")]
-    Flex,
-    #[cfg(feature = "ndarray")]
-    Ndarray,
-    #[cfg(feature = "wgpu")]
-    Wgpu,
-    #[cfg(feature = "cuda")]
-    Cuda,
-}
-
-/// The first that the program was built with.
-impl Default for BackendName {
-    fn default() -> Self {
-        Self::value_variants()[0]
-    }
-}
-
 /// A computation on a model of any backend.
 pub trait Run {
     /// Its result.
@@ -131,7 +112,7 @@ pub enum Weights<'a> {
 impl RunArgs {
     /// For a second model beside one that is run with these: linear weights in another format, or as they are, and
     /// perhaps on another backend. Threads are set once.
-    pub fn beside(&self, format: Option<MainFormat>, backend: Option<BackendName>) -> Self {
+    pub fn beside(&self, format: Option<MainFormat>, backend: Option<Device>) -> Self {
         Self {
             backend: backend.unwrap_or(self.backend),
             policy: PolicyArgs::of(format),
@@ -147,21 +128,20 @@ impl RunArgs {
         if let Some(level) = self.level {
             level.set_current();
         }
-        match self.backend {
+        match self.backend.name {
             #[cfg(feature = "flex")]
-            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(weights, task),
+            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(Default::default(), weights, task),
             #[cfg(feature = "ndarray")]
-            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(weights, task),
+            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(Default::default(), weights, task),
             #[cfg(feature = "wgpu")]
-            BackendName::Wgpu => self.run_on::<burn_wgpu::Wgpu, R>(weights, task),
+            BackendName::Wgpu => self.run_on::<burn_wgpu::Wgpu, R>(self.backend.wgpu()?, weights, task),
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(weights, task),
+            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(self.backend.cuda(), weights, task),
         }
     }
 
-    fn run_on<B: Backend, R: Run>(&self, weights: Weights<'_>, task: R) -> Result<R::Output> {
+    fn run_on<B: Backend, R: Run>(&self, device: B::Device, weights: Weights<'_>, task: R) -> Result<R::Output> {
         let start = Instant::now();
-        let device = Default::default();
         let coded = |task: R, model: Phi3<Qins<B>>| {
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| weight_bytes(&model.model.embed_tokens));

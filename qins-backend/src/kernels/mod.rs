@@ -3,6 +3,8 @@
 //! The choice is made at run time by `TypeId`, which the compiler folds to a constant, so that `Qins<B>` needs no bound
 //! beyond `Backend` and works with every backend, including those it has never heard of.
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
 mod portable;
@@ -15,7 +17,8 @@ use burn_backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
-/// `host::$function::<H, B>(..)` of the first backend of the host's memory whose tensors these are.
+/// `host::$function::<H, B>(..)` of the first backend of the host's memory, or `cube::$function::<R, B>(..)` of the first
+/// runtime, whose tensors these are.
 macro_rules! kernel {
     ($function:ident($($argument:expr),*)) => {{
         // All of them, also where no feature takes them.
@@ -25,6 +28,10 @@ macro_rules! kernel {
         let found = found.or_else(|| host::$function::<burn_flex::Flex, B>($($argument),*));
         #[cfg(feature = "ndarray")]
         let found = found.or_else(|| host::$function::<burn_ndarray::NdArray, B>($($argument),*));
+        #[cfg(feature = "wgpu")]
+        let found = found.or_else(|| cube::$function::<burn_wgpu::WgpuRuntime, B>($($argument),*));
+        #[cfg(feature = "cuda")]
+        let found = found.or_else(|| cube::$function::<cubecl::cuda::CudaRuntime, B>($($argument),*));
         found
     }};
 }

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod chat;
 pub mod convert;
+pub mod devices;
 pub mod eval;
 pub mod export;
 pub mod generate;

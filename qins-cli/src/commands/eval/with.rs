@@ -1,7 +1,8 @@
 //! From arguments to one loaded model, or to two at once, without their types.
 
 use crate::{
-    model::{BackendName, Loaded, ModelArgs, Run},
+    device::Device,
+    model::{Loaded, ModelArgs, Run},
     policy::MainFormat,
     source::Source,
 };
@@ -55,8 +56,8 @@ pub struct PairArgs {
     #[arg(long, value_name = "FORMAT")]
     reference_format: Option<MainFormat>,
     /// What computes the reference [default: what computes the model]
-    #[arg(long, value_enum, value_name = "BACKEND")]
-    reference_backend: Option<BackendName>,
+    #[arg(long, value_name = "NAME[:DEVICE]")]
+    reference_backend: Option<Device>,
 }
 
 /// Both models, as the output calls them.

@@ -1,0 +1,39 @@
+//! Rows decoded to floats: those that an embedding looks up, or all.
+
+use super::{
+    decode,
+    layout::{Coded, Layout},
+};
+use cubecl::prelude::*;
+
+/// Units of a cube.
+pub(super) const UNITS: usize = 64;
+
+/// Rows `indices [n]`, or the first `n`, to `out [n, cols]`. Indices behind the last row are the last.
+#[cube(launch_unchecked)]
+pub(super) fn rows<F: Float, I: Int>(
+    indices: &Array<I>,
+    coded: &Coded,
+    out: &mut Array<F>,
+    n: usize,
+    #[comptime] selected: bool,
+    #[comptime] layout: Layout,
+    #[define(F, I)] _dtypes: [StorageType; 2],
+) {
+    let unit_codes = comptime!(layout.unit_codes());
+    let units = coded.cols.div_ceil(unit_codes);
+    let (of, unit) = (ABSOLUTE_POS / units, ABSOLUTE_POS % units);
+    if of < n {
+        let row = if comptime!(selected) { min(usize::cast_from(indices[of]), coded.rows - 1) } else { of };
+        let mut weights = Array::<f32>::new(unit_codes);
+        let base = decode::base(coded, row, layout);
+        decode::unit(coded, &coded.tables.to_slice(), base, row, unit, &mut weights, 0usize, layout);
+        #[unroll]
+        for i in 0..unit_codes {
+            let col = unit * unit_codes + i;
+            if col < coded.cols {
+                out[of * coded.cols + col] = F::cast_from(weights[i]);
+            }
+        }
+    }
+}
