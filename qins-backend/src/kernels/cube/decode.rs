@@ -108,8 +108,7 @@ fn centre(words: &Array<u32>, tables: &Slice<f32>, #[comptime] i: usize, #[compt
 fn half(code: u32) -> f32 {
     let (exponent, mantissa) = ((code >> 10) & 0x1F, code & 0x3FF);
     let normal = f32::reinterpret(((exponent + 112) << 23) | (mantissa << 13));
-    // 2^-24
-    let subnormal = f32::cast_from(mantissa) * 0.000000059604644775390625f32;
+    let subnormal = f32::cast_from(mantissa) * comptime!(0.5f32.powi(24));
     let beyond = f32::reinterpret((mantissa << 13) | 0x7F80_0000);
     let magnitude = select(exponent == 0, subnormal, select(exponent == 0x1F, beyond, normal));
     select(code > 0x7FFF, -magnitude, magnitude)

@@ -156,12 +156,12 @@ impl Operation {
         let n = self.rows();
         let given_type = given.dtype.into();
         let (given, result) = (given.into_array_arg(), out.clone().into_array_arg());
-        // SAFETY, of all: kernels read within the lengths that the header gives codes, scale codes and tables; columns, rows
-        // and inputs are below their numbers where they are read and where they are written, whatever indices say; and any
-        // code chooses an entry of its table.
-        match self.kind {
-            Kind::Product if n <= matvec::INPUTS => unsafe {
-                matvec::matvec::launch_unchecked(
+        // SAFETY: kernels read within the lengths that the header gives codes, scale codes and tables; columns, rows and inputs
+        // are below their numbers where they are read and where they are written, whatever indices say; and any code
+        // chooses an entry of its table.
+        unsafe {
+            match self.kind {
+                Kind::Product if n <= matvec::INPUTS => matvec::matvec::launch_unchecked(
                     &client,
                     CubeCount::Static(rows.div_ceil(matvec::ROWS) as u32, 1, 1),
                     CubeDim::new_2d(matvec::LANES as u32, matvec::LINES as u32),
@@ -171,10 +171,8 @@ impl Operation {
                     n,
                     layout,
                     given_type,
-                );
-            },
-            Kind::Product => unsafe {
-                tile::tile::launch_unchecked(
+                ),
+                Kind::Product => tile::tile::launch_unchecked(
                     &client,
                     CubeCount::Static(rows.div_ceil(tile::ROWS) as u32, n.div_ceil(tile::INPUTS) as u32, 1),
                     CubeDim::new_2d(tile::UNITS[0] as u32, tile::UNITS[1] as u32),
@@ -184,13 +182,10 @@ impl Operation {
                     n,
                     layout,
                     given_type,
-                );
-            },
-            Kind::Rows | Kind::Decode => {
-                let units = n * cols.div_ceil(layout.unit_codes());
-                let cubes = units.div_ceil(rows::UNITS);
-                let across = cubes.min(MAX_CUBES);
-                unsafe {
+                ),
+                Kind::Rows | Kind::Decode => {
+                    let cubes = (n * cols.div_ceil(layout.unit_codes())).div_ceil(rows::UNITS);
+                    let across = cubes.min(MAX_CUBES);
                     rows::rows::launch_unchecked(
                         &client,
                         CubeCount::Static(across as u32, cubes.div_ceil(across) as u32, 1),
