@@ -44,6 +44,6 @@ pub use linear::{QinsLinear, QinsLinearConfig, QinsLinearRecord};
 pub use policy::{ParamPath, PatternError, Policy, PolicyError, Rule, RuleError, Storage, WeightKind};
 pub use recode::{lazy_float, recode};
 pub use scheme::is_qins_type;
-pub use size::weight_bytes;
+pub use size::{largest_weight, weight_bytes};
 pub use tensor::{QinsFloat, QinsTensor};
 pub use transfer::TransferError;

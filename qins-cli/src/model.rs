@@ -10,7 +10,7 @@ use burn::{module::Module, tensor::backend::Backend};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::{Config, Phi3};
-use qins_backend::{Qins, weight_bytes};
+use qins_backend::{Qins, largest_weight, weight_bytes};
 use qins_codec::Level;
 use qins_import::{Progress, load, load_container, load_encoded, synthetic};
 use std::time::Instant;
@@ -130,19 +130,41 @@ impl RunArgs {
         }
         match self.backend.name {
             #[cfg(feature = "flex")]
-            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(Default::default(), weights, task),
+            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(Default::default(), None, weights, task),
             #[cfg(feature = "ndarray")]
-            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(Default::default(), weights, task),
+            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(Default::default(), None, weights, task),
             #[cfg(feature = "wgpu")]
-            BackendName::Wgpu => self.run_on::<burn_wgpu::Wgpu, R>(self.backend.wgpu()?, weights, task),
+            BackendName::Wgpu => {
+                let device = self.backend.wgpu()?;
+                let largest = crate::device::largest_buffer(&device);
+                self.run_on::<burn_wgpu::Wgpu, R>(device, Some(largest), weights, task)
+            }
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(self.backend.cuda(), weights, task),
+            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(self.backend.cuda(), None, weights, task),
         }
     }
 
-    fn run_on<B: Backend, R: Run>(&self, device: B::Device, weights: Weights<'_>, task: R) -> Result<R::Output> {
+    /// `largest`: bytes that the device holds in one piece, where there is a limit.
+    fn run_on<B: Backend, R: Run>(
+        &self,
+        device: B::Device,
+        largest: Option<u64>,
+        weights: Weights<'_>,
+        task: R,
+    ) -> Result<R::Output> {
         let start = Instant::now();
+        // A weight beyond the limit is missing without an error of Burn's, and what is computed without it means nothing.
+        let fits = |weight: Option<(String, usize)>| match (weight, largest) {
+            (Some((path, bytes)), Some(largest)) if bytes as u64 > largest => bail!(
+                "{}: {path} takes {:.1} MB in one piece, of which the device holds {:.1}: take a format of fewer bits",
+                self.backend,
+                bytes as f64 / 1e6,
+                largest as f64 / 1e6,
+            ),
+            _ => Ok(()),
+        };
         let coded = |task: R, model: Phi3<Qins<B>>| {
+            fits(largest_weight(&model))?;
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| weight_bytes(&model.model.embed_tokens));
             let (weights, weight_bytes) = (model.num_params(), weight_bytes(&model));
@@ -150,6 +172,11 @@ impl RunArgs {
             task.run(&model, loaded)
         };
         let float = |task: R, model: Phi3<B>| {
+            // The largest of a Phi-3 is one of these.
+            let (config, width) = (model.config(), model.config().hidden_size * size_of::<f32>());
+            let tables = [("embed_tokens", config.vocab_size), ("gate_up_proj", 2 * config.intermediate_size)];
+            let tables = tables.map(|(name, rows)| (name.to_owned(), rows * width));
+            fits(tables.into_iter().max_by_key(|&(_, bytes)| bytes))?;
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| model.model.embed_tokens.num_params());
             let weights = model.num_params();
