@@ -11,6 +11,7 @@ pub struct Chart<'a> {
     pub lines: Vec<Line<'a>>,
 }
 
+/// A line, or a dot where it has one point.
 pub struct Line<'a> {
     pub name: &'a str,
     pub points: Vec<[f64; 2]>,
@@ -71,7 +72,9 @@ impl Chart<'_> {
             // Dashed where hues come near those of earlier lines.
             let dashes = if i < HUES { "" } else { " stroke-dasharray=\"6 3\"" };
             draw(format_args!("<g style=\"--hue:{hue}\"{dashes}>"));
-            if !points.is_empty() {
+            if let [[a, b]] = line.points[..] {
+                draw(format_args!("<circle class=\"mark\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"5\"/>", x(a), y(b)));
+            } else if !points.is_empty() {
                 draw(format_args!("<path class=\"line\" d=\"M{}\"/>", points.join("L")));
             }
             draw(format_args!(

@@ -208,15 +208,19 @@ fn over_time(wrote: Vec<&Done>, model: &str) -> String {
 }
 
 fn error_against_bits(table: &Table, model: &str) -> String {
-    let points: Vec<[f64; 2]> =
-        table.rows.iter().filter_map(|row| Some([row[1].parse().ok()?, row[2].parse().ok()?])).collect();
-    let most = points.iter().map(|[_, db]| *db).fold(20.0, f64::max);
+    let dot = |row: &'_ Vec<String>| -> Option<[f64; 2]> { Some([row[1].parse().ok()?, row[2].parse().ok()?]) };
+    let lines: Vec<Line<'_>> = table
+        .rows
+        .iter()
+        .filter_map(|row| Some(Line { name: row[0].trim_matches('`'), points: vec![dot(row)?] }))
+        .collect();
+    let most = lines.iter().flat_map(|line| &line.points).map(|[_, db]| *db).fold(20.0, f64::max);
     let chart = Chart {
         title: &format!("{model}: signal to noise of all weights, by bits a weight"),
         x_label: "bits a weight",
         y_label: "dB",
         y_range: [0.0, (most / 20.0).ceil() * 20.0],
-        lines: vec![Line { name: "formats", points }],
+        lines,
     };
     chart.svg()
 }
