@@ -40,9 +40,9 @@ fn main() {
         contexts.push(4096);
     }
     println!("{} layers, {} threads, {}", layers, rayon::current_num_threads(), Level::current().name());
-    println!("format  context  MB read  append ms  token ms   GB/s  of f16");
+    println!("format  context  MB read  append ms  token ms   GB/s  of the first");
     for context in contexts {
-        let mut of_f16 = None;
+        let mut of_first = None;
         for &format in &formats {
             // The last token comes anew in each run.
             let mut cache = filled(format, layers, context - 1);
@@ -62,9 +62,9 @@ fn main() {
             let best = |seconds: Vec<f64>| seconds.into_iter().fold(f64::INFINITY, f64::min);
             let (appended, attended) = (best(appended), best(attended));
             let bytes = (layers * HEADS * context * format.token_bytes(HEAD)) as f64;
-            let ratio = *of_f16.get_or_insert(attended) / attended;
+            let ratio = *of_first.get_or_insert(attended) / attended;
             println!(
-                "{:<6} {context:>8} {:>8.1} {:>10.3} {:>9.2} {:>6.2} {ratio:>6.2}x",
+                "{:<6} {context:>8} {:>8.1} {:>10.3} {:>9.2} {:>6.2} {ratio:>6.2} x",
                 format.name(),
                 bytes / 1e6,
                 appended * 1e3,
