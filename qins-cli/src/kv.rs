@@ -1,5 +1,6 @@
 //! How keys and values are stored, and how long texts are run, on the command line.
 
+use crate::output;
 use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use clap::ValueEnum;
@@ -10,7 +11,7 @@ use std::{
     any::TypeId,
     fs::File,
     io::{BufReader, BufWriter, ErrorKind},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 /// The key-value cache.
@@ -106,12 +107,6 @@ impl LongArgs {
     /// Leaves what was run to a later run.
     pub fn keep<B: Backend>(&self, model: &Phi3<B>, prefix: &Prefix<B, ChosenKv<B>>) -> Result<()> {
         let Some(path) = &self.cache else { return Ok(()) };
-        let cannot = || format!("cannot write {}", path.display());
-        let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Beside it and renamed, so that a half-written file never has its name.
-        let mut temporary = tempfile::NamedTempFile::new_in(directory).with_context(cannot)?;
-        file::save(model, prefix, BufWriter::with_capacity(1 << 20, &mut temporary)).with_context(cannot)?;
-        temporary.persist(path).with_context(cannot)?;
-        Ok(())
+        output::file_by(path, |file| Ok(file::save(model, prefix, BufWriter::with_capacity(1 << 20, file))?))
     }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::{
+    fs::File,
     io::{self, Write},
     path::Path,
 };
@@ -24,6 +25,11 @@ pub fn text(text: &str) -> Result<()> {
 
 /// Writes beside the target and renames, so that a half-written file never has its name.
 pub fn file(path: &Path, bytes: &[u8]) -> Result<()> {
+    file_by(path, |file| Ok(file.write_all(bytes)?))
+}
+
+/// The same for what `write` writes.
+pub fn file_by(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = || format!("cannot write {}", path.display());
     let mut builder = tempfile::Builder::new();
@@ -31,7 +37,7 @@ pub fn file(path: &Path, bytes: &[u8]) -> Result<()> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut temporary = builder.tempfile_in(directory).with_context(cannot)?;
-    temporary.write_all(bytes).with_context(cannot)?;
+    write(temporary.as_file_mut()).with_context(cannot)?;
     temporary.persist(path).with_context(cannot)?;
     Ok(())
 }
