@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io::{self, Read, Write};
 
-const MAGIC: &[u8; 8] = b"QINSKV1\n";
+const MAGIC: &[u8; 8] = b"QINSKV2\n";
 
 /// More than the ids of any context take.
 const MOST_HEADER_BYTES: u32 = 1 << 28;
@@ -24,7 +24,7 @@ pub enum CacheFileError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// Another kind of file, or of a version that this program does not know.
-    #[error("expected a key-value cache of version 1, found something else")]
+    #[error("expected a key-value cache of version 2, found something else")]
     NotACache,
     /// The header is no JSON of the expected form.
     #[error("header: {0}")]

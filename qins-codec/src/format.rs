@@ -20,6 +20,8 @@ pub enum Format {
     Q2,
     /// Logarithmic law, sign and 7-bit magnitude, groups of 32: 8.25 bits.
     Log8,
+    /// Equal steps, sign and 7-bit magnitude, groups of 32: 8.25 bits. Decoded by arithmetic, without a table.
+    Lin8,
     /// One byte plane of the progressive law, decoded as `q8`: 8.25 bits. What is read of the others at depth 1.
     Fpins1,
     /// Two byte planes: each further byte cuts the cell of those before into 256. 16.25 bits.
@@ -39,6 +41,8 @@ pub(crate) enum Law {
     Projective,
     /// Sign and magnitude by the logarithmic law.
     Logarithmic,
+    /// Sign and magnitude in equal steps.
+    Linear,
     /// An entry of one of the integer tables in `shaped.rs`.
     Shaped,
     /// A cell of the projective law in several byte planes, `fpins.rs`.
@@ -65,6 +69,7 @@ impl Format {
         Format::Q3,
         Format::Q2,
         Format::Log8,
+        Format::Lin8,
         Format::Fpins1,
         Format::Fpins2,
         Format::Fpins3,
@@ -83,6 +88,7 @@ impl Format {
             Format::Q3 => of("q3", 16, 3, Law::Shaped),
             Format::Q2 => of("q2", 16, 2, Law::Shaped),
             Format::Log8 => of("log8", 32, 8, Law::Logarithmic),
+            Format::Lin8 => of("lin8", 32, 8, Law::Linear),
             Format::Fpins1 => of("fpins:1", 32, 8, Law::Projective),
             Format::Fpins2 => of("fpins:2", 32, 8, Law::Progressive),
             Format::Fpins3 => of("fpins:3", 32, 8, Law::Progressive),
@@ -217,7 +223,7 @@ mod tests {
         }
         assert_eq!(
             "q9".parse::<Format>().unwrap_err().to_string(),
-            "unknown format `q9`: expected one of q8, q8h, q12, q6, q4, q3, q2, log8, fpins:1, fpins:2, fpins:3, f16, bf16"
+            "unknown format `q9`: expected one of q8, q8h, q12, q6, q4, q3, q2, log8, lin8, fpins:1, fpins:2, fpins:3, f16, bf16"
         );
     }
 }

@@ -58,7 +58,7 @@ pub use weights::{Slice, Weights, matrix_shape, sample_rows};
 /// first that is too large for a 16-bit float.
 pub fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     match format.law() {
-        Law::Projective | Law::Logarithmic => signed::encode(format, weights),
+        Law::Projective | Law::Logarithmic | Law::Linear => signed::encode(format, weights),
         Law::Shaped => shaped::encode(format, weights),
         Law::Progressive => fpins::encode(format, weights),
         Law::Raw => raw::encode(format, weights),
@@ -77,7 +77,7 @@ pub fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeE
 pub fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     assert_eq!((header.rows, header.cols), (weights.rows(), weights.cols()), "header and weights differ in shape");
     match header.format.law() {
-        Law::Projective | Law::Logarithmic => signed::encode_with(header, weights),
+        Law::Projective | Law::Logarithmic | Law::Linear => signed::encode_with(header, weights),
         Law::Progressive => fpins::encode_with(header, weights),
         Law::Shaped => shaped::encode_again(header.format, weights),
         Law::Raw => raw::encode(header.format, weights),

@@ -117,7 +117,7 @@ impl Decoder {
     pub fn new(header: Header) -> Result<Self, HeaderError> {
         header.validate()?;
         let values = match header.format.law() {
-            Law::Projective | Law::Logarithmic => signed::code_values(header.format, header.k).into(),
+            Law::Projective | Law::Logarithmic | Law::Linear => signed::code_values(header.format, header.k).into(),
             Law::Shaped => shaped::tables(header.format).concat().into_iter().map(f32::from).collect(),
             // Sixteen bits and more are decoded by arithmetic.
             Law::Progressive | Law::Raw => Box::from([]),

@@ -29,6 +29,11 @@ pub(crate) fn law(u: f64, k: f64) -> f64 {
     (1.0 - u) / (1.0 + k * u)
 }
 
+/// Equal steps, `(255 - 2m) / 256` for `m` in `0..128`, largest first: bf16 holds every one.
+pub fn linear_table() -> Vec<f32> {
+    (0..128u8).map(|m| f32::from(255 - 2 * m) / 256.0).collect()
+}
+
 /// Nearest bf16, ties to even.
 fn round_to_bf16(x: f32) -> f32 {
     let bits = x.to_bits();
@@ -57,6 +62,7 @@ impl Nearest {
                 let codes_an_octave = if constant > 0.0 { (127.0 / constant) as f32 } else { 0.0 };
                 (logarithmic_table(constant), Guess::Logarithmic { codes_an_octave })
             }
+            Law::Linear => (linear_table(), Guess::Projective { k: 0.0, first: 1.0 }),
             _ => {
                 let first = self::law(1.0 / (2 * half) as f64, constant) as f32;
                 (projective_table(constant, half), Guess::Projective { k: constant as f32, first })

@@ -8,7 +8,7 @@ use crate::{
     format::Law,
     magnitude,
     pack::pack,
-    projective::{K_GRID, Nearest, OCTAVES, logarithmic_table, projective_table},
+    projective::{K_GRID, Nearest, OCTAVES, linear_table, logarithmic_table, projective_table},
     scale::{ZERO_GROUP, base_for},
     weights::sample_rows,
 };
@@ -29,10 +29,11 @@ fn half(format: Format) -> usize {
     1 << (format.code_bits() - 1)
 }
 
-/// `w/s` of every code; `constant` is `k`, or the octaves.
+/// `w/s` of every code; `constant` is `k`, or the octaves, or nothing.
 pub(crate) fn code_values(format: Format, constant: f64) -> Vec<f32> {
     let mut table = match format.law() {
         Law::Logarithmic => logarithmic_table(constant),
+        Law::Linear => linear_table(),
         _ => projective_table(constant, half(format)),
     };
     table.extend_from_within(..);
@@ -84,7 +85,11 @@ pub(crate) fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeErr
 
 fn best_k(format: Format, weights: &impl Weights, base: f32) -> f64 {
     let (sample, cols) = (sample_rows(weights, SAMPLE), weights.cols().max(1));
-    let grid: &[f64] = if format.law() == Law::Logarithmic { &OCTAVES } else { &K_GRID };
+    let grid: &[f64] = match format.law() {
+        Law::Logarithmic => &OCTAVES,
+        Law::Linear => return 0.0,
+        _ => &K_GRID,
+    };
     let errors: Vec<f64> = grid
         .par_iter()
         .map(|&k| {

@@ -126,7 +126,7 @@ fn long_rows_and_many() {
 #[test]
 fn every_table() {
     for k in [0.0, 0.2, 0.5, 1.0, 2.0, 5.0, 8.0, 11.0, 17.0, 40.0, 1e3, 1e9, 1e100, 1e300] {
-        for format in [Format::Q8, Format::Q8h, Format::Fpins1, Format::Log8, Format::Q12] {
+        for format in [Format::Q8, Format::Q8h, Format::Fpins1, Format::Log8, Format::Lin8, Format::Q12] {
             let cols = 4096;
             let decoder = Decoder::new(Header { format, rows: 1, cols, base: 1.0, k }).unwrap();
             let code = |i: usize| if format == Format::Q12 { i * 37 } else { i } as u8;

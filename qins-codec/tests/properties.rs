@@ -267,6 +267,7 @@ fn quality_does_not_fall() {
         (Format::Q3, 17.945),
         (Format::Q2, 11.727),
         (Format::Log8, 41.093),
+        (Format::Lin8, 45.0),
     ] {
         let encoded = encode(format, &Slice::new(&weights, 64, 3072)).unwrap();
         let db = sqnr_db(&weights, &encoded.matrix().decode());
@@ -295,6 +296,7 @@ fn formats_take_the_bits_of_their_names_and_lose_what_they_must() {
         (Format::Q12, 12.25, 70.0),
         (Format::Q8h, 8.5, 47.5),
         (Format::Q8, 8.25, 46.3),
+        (Format::Lin8, 8.25, 45.0),
         (Format::Log8, 8.25, 40.8),
         (Format::Q6, 6.51, 35.7),
         (Format::Q4, 4.51, 23.8),

@@ -29,6 +29,9 @@ const PIECE: usize = 16 << 10;
 /// Vectors that a block of weights is decoded to.
 const VECTORS: usize = 4;
 
+/// Vectors that [`Vector::sum_each`] takes.
+const AT_ONCE: usize = 8;
+
 /// Inputs that are multiplied in one pass over the codes: as many sums as registers hold.
 const MOST_INPUTS: usize = 8;
 
@@ -123,12 +126,18 @@ trait Vector: Copy + Sync {
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// The sum of all lanes, in an order that does not depend on them.
     unsafe fn sum(self) -> f32;
+    /// The sum of each, in an order that is the same for all.
+    #[inline(always)]
+    unsafe fn sum_each(vectors: [Self; AT_ONCE]) -> [f32; AT_ONCE] {
+        // SAFETY: as the caller promises.
+        vectors.map(|vector| unsafe { vector.sum() })
+    }
     /// Asks for a cache line; any address will do.
     unsafe fn prefetch(at: *const u8);
 }
 
 /// How the codes of some neighbouring weights are decoded on an instruction set.
-trait Block: Sync {
+trait Block: Sync + Sized {
     type V: Vector;
     /// Weights in a block: whole groups.
     const COLS: usize = VECTORS * Self::V::LANES;
@@ -148,6 +157,17 @@ trait Block: Sync {
     /// The processor has the instructions of [`V`](Self::V), and from the addresses
     /// [`CODE_BYTES`](Self::CODE_BYTES) and [`SCALES`](Self::SCALES) bytes can be read.
     unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<Self::V>;
+
+    /// Decodes the first columns of a block, as many as there are codes of; what comes after has no meaning.
+    ///
+    /// # Safety
+    /// The processor has the instructions of [`V`](Self::V).
+    #[inline(always)]
+    unsafe fn decode_part(&self, codes: &[u8], scales: &[u8]) -> Decoded<Self::V> {
+        let (codes, scales) = last_block::<Self>(codes, scales);
+        // SAFETY: as the caller promises; the arrays hold a block.
+        unsafe { self.decode(codes.as_ptr(), scales.as_ptr()) }
+    }
 }
 
 /// The weights of a block in units of their scales, and the scales by lanes, the same in all vectors.

@@ -15,7 +15,7 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
     let decoder = matrix.decoder();
     let scales = decoder.scales();
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Fpins1 => {
+        Format::Q8 | Format::Log8 | Format::Lin8 | Format::Fpins1 => {
             pass(SignMagnitude::<32>::new(&decoder.values(), scales), matrix, x)
         }
         Format::Q8h => pass(SignMagnitude::<16>::new(&decoder.values(), scales), matrix, x),

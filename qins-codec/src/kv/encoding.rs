@@ -1,6 +1,6 @@
 //! How one head's key or value becomes bytes.
 
-use crate::{Format, format::Law, magnitude::largest_magnitude, projective::Nearest, shaped, signed};
+use crate::{Format, magnitude::largest_magnitude, shaped};
 use half::{f16, slice::HalfFloatSliceExt};
 use std::sync::LazyLock;
 
@@ -11,17 +11,18 @@ pub(crate) enum Encoding {
     Full,
     /// Half precision. Finite numbers beyond its range become its largest.
     Half,
-    /// Sign and 7-bit magnitude of the projective law, and one f32 scale.
-    Projective,
+    /// The projective law of `k = 0` in 8 bits, which is equal steps. Bytes with a sign are the upper ones of 32-bit
+    /// integers ([`step`]), in units of one f32 scale: decoding is two unpackings and a conversion.
+    Linear,
     /// Groups of 16 with one of four tables, as in [`Format::Q4`].
     Shaped,
 }
 
-/// The shape of the law; fixed, so that a row needs none.
-const K: f64 = 0.5;
+/// Half of the distance between neighbouring codes of [`Encoding::Linear`].
+const HALF_STEP: i32 = 1 << 23;
 
-/// `w/s` of all 256 codes.
-static PROJECTIVE: LazyLock<Vec<f32>> = LazyLock::new(|| signed::code_values(Format::Q8, K));
+/// The largest magnitude that it has a code for.
+const LARGEST: f32 = 255.0 * HALF_STEP as f32;
 
 static SHAPED: LazyLock<Vec<f32>> =
     LazyLock::new(|| shaped::tables(Format::Q4).concat().into_iter().map(f32::from).collect());
@@ -38,7 +39,7 @@ impl Encoding {
         match self {
             Encoding::Full => 4 * head,
             Encoding::Half => 2 * head,
-            Encoding::Projective => head,
+            Encoding::Linear => head,
             Encoding::Shaped => (head / 2 + head % 2).next_multiple_of(4),
         }
     }
@@ -48,7 +49,7 @@ impl Encoding {
     pub(crate) fn base_bytes(self) -> usize {
         match self {
             Encoding::Full | Encoding::Half => 0,
-            Encoding::Projective | Encoding::Shaped => size_of::<f32>(),
+            Encoding::Linear | Encoding::Shaped => size_of::<f32>(),
         }
     }
 
@@ -57,7 +58,7 @@ impl Encoding {
     pub(crate) fn scale_bytes(self, head: usize) -> usize {
         match self {
             Encoding::Full | Encoding::Half => 0,
-            Encoding::Projective => self.base_bytes(),
+            Encoding::Linear => self.base_bytes(),
             Encoding::Shaped => self.base_bytes() + head.div_ceil(16),
         }
     }
@@ -67,17 +68,13 @@ impl Encoding {
         self.code_bytes(head) + self.scale_bytes(head)
     }
 
-    /// The tables of codes; none for floats.
-    pub(crate) fn values(self) -> &'static [f32] {
-        match self {
-            Encoding::Full | Encoding::Half => &[],
-            Encoding::Projective => &PROJECTIVE,
-            Encoding::Shaped => &SHAPED,
-        }
+    /// The tables of [`Shaped`](Self::Shaped).
+    pub(crate) fn shaped_values() -> &'static [f32] {
+        &SHAPED
     }
 
-    /// What a group's scale code stands for, in units of the row's base.
-    pub(crate) fn scales(self) -> &'static [f32; 256] {
+    /// What a group's scale code of [`Shaped`](Self::Shaped) stands for, in units of the row's base.
+    pub(crate) fn shaped_scales() -> &'static [f32; 256] {
         &SHAPED_SCALES
     }
 
@@ -90,14 +87,10 @@ impl Encoding {
                 }
             }
             Encoding::Half => encode_half(row, codes),
-            Encoding::Projective => {
+            Encoding::Linear => {
                 let scale = match largest_magnitude(0, row) {
                     Err(_) => f32::NAN,
-                    Ok(0.0) => 0.0,
-                    Ok(largest) => {
-                        encode_projective(row, largest, codes);
-                        largest
-                    }
+                    Ok(largest) => encode_linear(row, largest, codes),
                 };
                 scales.copy_from_slice(&scale.to_le_bytes());
             }
@@ -122,9 +115,9 @@ impl Encoding {
                     *out = f16::from_le_bytes(code).to_f32();
                 }
             }
-            Encoding::Projective => {
+            Encoding::Linear => {
                 for (out, &code) in out.iter_mut().zip(codes) {
-                    *out = base() * PROJECTIVE[usize::from(code)];
+                    *out = base() * step(code);
                 }
             }
             Encoding::Shaped => {
@@ -138,23 +131,25 @@ impl Encoding {
     }
 }
 
-/// Bins of equal width that magnitudes from 0 to 1 are looked up in: an eighth of the narrowest cell of the table or less.
-const BINS: usize = 2048;
+/// What a code of [`Encoding::Linear`] stands for: an odd number of half steps, so that no sign has one code more.
+#[inline(always)]
+pub(crate) fn step(code: u8) -> f32 {
+    // Nine bits.
+    (i32::from(code as i8) * 2 * HALF_STEP + HALF_STEP) as f32
+}
 
-/// The code nearest to the middle of every bin. So a magnitude is off by half a bin at most where it lies between two
-/// codes, which costs nothing that can be measured.
-static NEAREST: LazyLock<[u8; BINS + 1]> = LazyLock::new(|| {
-    let nearest = Nearest::new(Law::Projective, 128, K);
-    std::array::from_fn(|bin| nearest.code((bin as f32 + 0.5) / BINS as f32).0 as u8)
-});
-
-/// Writes codes of a row in units of its largest magnitude, which is the scale.
-fn encode_projective(row: &[f32], largest: f32, codes: &mut [u8]) {
-    let nearest = &*NEAREST;
-    for (&x, code) in row.iter().zip(codes) {
-        let bin = (x.abs() / largest * BINS as f32) as usize;
-        *code = u8::from(x < 0.0) << 7 | nearest[bin.min(BINS)];
+/// Writes the nearest codes of a row and returns its scale. A row of which it would be subnormal becomes zeros.
+fn encode_linear(row: &[f32], largest: f32, codes: &mut [u8]) -> f32 {
+    let scale = largest / LARGEST;
+    if scale < f32::MIN_POSITIVE {
+        return 0.0;
     }
+    let steps = 2.0 * HALF_STEP as f32 * scale;
+    for (&x, code) in row.iter().zip(codes) {
+        // Rounding down, of what is not negative. A cast ends at the type's limits.
+        *code = (x / steps + 128.0) as u8 ^ 0x80;
+    }
+    scale
 }
 
 /// Half precision of finite numbers within its range.
@@ -176,18 +171,16 @@ fn encode_half(row: &[f32], codes: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::projective::projective_table;
 
     #[test]
-    fn codes_are_nearest_but_for_half_a_bin() {
-        let table = projective_table(K, 128);
-        let row: Vec<f32> = (0..=1 << 16).map(|i| i as f32 / (1 << 16) as f32).collect();
+    fn codes_are_nearest() {
+        let row: Vec<f32> = (-(1 << 16)..=1 << 16).map(|i| i as f32 / (1 << 16) as f32 * 0.7).collect();
         let mut codes = vec![0; row.len()];
-        encode_projective(&row, 1.0, &mut codes);
+        let scale = encode_linear(&row, 0.7, &mut codes);
         for (x, code) in row.into_iter().zip(codes) {
-            let best = table.iter().map(|value| (value - x).abs()).fold(f32::INFINITY, f32::min);
-            let found = (table[usize::from(code)] - x).abs();
-            assert!(found <= best + 1.0 / BINS as f32, "{x}: off by {found}, {best} is possible");
+            let found = (scale * step(code) - x).abs();
+            let most = HALF_STEP as f32 * scale;
+            assert!(found <= 1.0001 * most, "{x}: off by {found}, half a step is {most}");
         }
     }
 
@@ -201,7 +194,7 @@ mod tests {
             encoding.decode(&codes, &scales, &mut out);
             out
         };
-        for encoding in [Encoding::Full, Encoding::Half, Encoding::Projective, Encoding::Shaped] {
+        for encoding in [Encoding::Full, Encoding::Half, Encoding::Linear, Encoding::Shaped] {
             assert_eq!(encoded(encoding, &[0.0; 37]), [0.0; 37]);
             assert!(encoded(encoding, &[1.0, f32::NAN, 0.0]).iter().any(|x| x.is_nan()));
             let with_infinity = encoded(encoding, &[1.0, f32::NEG_INFINITY, 0.0]);
@@ -209,7 +202,8 @@ mod tests {
             assert!(encoded(encoding, &[f32::MAX, -1.0, 3e38]).iter().all(|x| x.is_finite()), "{encoding:?}");
         }
         assert_eq!(encoded(Encoding::Half, &[1e30, -1e30]), [65504.0, -65504.0]);
-        // Subnormal numbers still have a code.
-        assert!(encoded(Encoding::Projective, &[1e-44, 0.0])[0] > 0.0);
+        assert_eq!(encoded(Encoding::Linear, &[2e-29, 0.0]), [0.0; 2]);
+        let [largest, ..] = encoded(Encoding::Linear, &[3e-29, 0.0])[..] else { unreachable!() };
+        assert!((largest / 3e-29 - 1.0).abs() < 1e-6);
     }
 }

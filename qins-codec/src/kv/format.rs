@@ -8,7 +8,7 @@ pub enum KvFormat {
     F32,
     /// Both as IEEE half precision.
     F16,
-    /// Keys in half precision; values in 8 bits of the projective law of k = 0.5, a row with one f32 scale.
+    /// Keys in half precision; values in 8 bits of equal steps, the projective law of k = 0, a row with one f32 scale.
     V8,
     /// Both in 8 bits.
     Q8,
@@ -35,7 +35,7 @@ impl KvFormat {
         match self {
             KvFormat::F32 => Encoding::Full,
             KvFormat::F16 | KvFormat::V8 | KvFormat::V4 => Encoding::Half,
-            KvFormat::Q8 => Encoding::Projective,
+            KvFormat::Q8 => Encoding::Linear,
         }
     }
 
@@ -43,7 +43,7 @@ impl KvFormat {
         match self {
             KvFormat::F32 => Encoding::Full,
             KvFormat::F16 => Encoding::Half,
-            KvFormat::V8 | KvFormat::Q8 => Encoding::Projective,
+            KvFormat::V8 | KvFormat::Q8 => Encoding::Linear,
             KvFormat::V4 => Encoding::Shaped,
         }
     }

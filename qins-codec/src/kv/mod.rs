@@ -21,7 +21,7 @@ mod encoding;
 mod format;
 mod layer;
 
-pub(crate) use encoding::Encoding;
+pub(crate) use encoding::{Encoding, step};
 
 pub use attend::Seen;
 pub use format::{KvFormat, UnknownKvFormat};

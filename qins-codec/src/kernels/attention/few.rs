@@ -1,7 +1,7 @@
 //! Few queries: codes are decoded in registers, and used there.
 
 use super::{FEW, Of, Softmax, Source, Stored, TOKENS, VECTORS, Vector, exp, reference};
-use crate::dispatch::Kernel;
+use crate::{dispatch::Kernel, kernels::AT_ONCE};
 use std::ops::Range;
 
 /// Bytes of a cache line.
@@ -23,13 +23,14 @@ impl<S: Source> Of<S> {
         packed
     }
 
-    /// Asks for the row of the next block that lies where this block has row `row`.
+    /// Asks for the rows of the next block that lie where this block has those from `row` on.
     #[inline(always)]
     fn prefetch(next: &[u8], row: usize) {
-        let bytes = next.len() / TOKENS;
-        for line in 0..bytes.div_ceil(LINE) {
+        let bytes = next.len() / TOKENS * AT_ONCE;
+        let first = next.as_ptr().wrapping_add(row / AT_ONCE * bytes);
+        for line in (0..bytes).step_by(LINE) {
             // SAFETY: a prefetch of any address is legal; the level's instructions are those of the running kernel.
-            unsafe { S::V::prefetch(next.as_ptr().wrapping_add(row * bytes + line * LINE)) };
+            unsafe { S::V::prefetch(first.wrapping_add(line)) };
         }
     }
 }
@@ -84,22 +85,38 @@ impl<S: Source> Scores<'_, S> {
                 *sum = sum.add(of_block);
             }
         };
-        for row in range {
-            Of::<S>::prefetch(next, row);
+        for first in range.clone().step_by(AT_ONCE) {
+            Of::<S>::prefetch(next, first);
             // SAFETY: as above.
-            let mut sums = [unsafe { S::V::zero() }; M];
-            for block in 0..whole {
-                // SAFETY: as above; the rows were checked.
-                add(&mut sums, unsafe { of.decode_whole(keys, row, block) }, block);
-            }
-            if !WHOLE {
+            let mut sums = [[unsafe { S::V::zero() }; AT_ONCE]; M];
+            let count = AT_ONCE.min(range.end - first);
+            for at in 0..count {
+                let row = first + at;
                 // SAFETY: as above.
-                add(&mut sums, unsafe { of.decode_last(keys, row) }, whole);
+                let mut of_row = [unsafe { S::V::zero() }; M];
+                for block in 0..whole {
+                    // SAFETY: as above; the rows were checked.
+                    add(&mut of_row, unsafe { of.decode_whole(keys, row, block) }, block);
+                }
+                if !WHOLE {
+                    // SAFETY: as above.
+                    add(&mut of_row, unsafe { of.decode_last(keys, row) }, whole);
+                }
+                sums.iter_mut().zip(of_row).for_each(|(sums, of_row)| sums[at] = of_row);
             }
-            let scale = of.row_scale(keys, row);
-            for (out, sum) in out.iter_mut().zip(sums) {
+            for (out, sums) in out.iter_mut().zip(sums) {
                 // SAFETY: as above.
-                out[row] = unsafe { sum.sum() } * scale;
+                let sums = unsafe { S::V::sum_each(sums) };
+                match out[first..].first_chunk_mut() {
+                    // What comes after `count` has no meaning.
+                    Some(out) => *out = sums,
+                    None => out[first..].copy_from_slice(&sums[..TOKENS - first]),
+                }
+            }
+        }
+        if let Some(scales) = of.row_scales(keys) {
+            for out in out {
+                out.iter_mut().zip(&scales).for_each(|(out, scale)| *out *= scale);
             }
         }
     }
@@ -137,11 +154,10 @@ impl<S: Source> Add<'_, S> {
         let columns = of.columns();
         assert!(sums.len() == M * columns && range.end <= TOKENS);
         of.check(values, range.end);
-        let mut scaled = [[0.0; TOKENS]; M];
-        for row in range.clone() {
-            let scale = of.row_scale(values, row);
-            for (scaled, weights) in scaled.iter_mut().zip(weights) {
-                scaled[row] = weights[row] * scale;
+        let mut scaled: [[f32; TOKENS]; M] = std::array::from_fn(|q| weights[q]);
+        if let Some(scales) = of.row_scales(values) {
+            for scaled in &mut scaled {
+                scaled.iter_mut().zip(&scales).for_each(|(weight, scale)| *weight *= scale);
             }
         }
         for block in 0..columns / S::COLS {
@@ -166,10 +182,12 @@ impl<S: Source> Add<'_, S> {
                 }
             } else {
                 let next = if block == 0 { next } else { &[] };
-                for row in range.clone() {
-                    Of::<S>::prefetch(next, row);
-                    // SAFETY: as above; the rows were checked.
-                    add(unsafe { of.decode_whole(values, row, block) }, row);
+                for first in range.clone().step_by(AT_ONCE) {
+                    Of::<S>::prefetch(next, first);
+                    for row in first..range.end.min(first + AT_ONCE) {
+                        // SAFETY: as above; the rows were checked.
+                        add(unsafe { of.decode_whole(values, row, block) }, row);
+                    }
                 }
             }
             for (q, of_block) in of_block.into_iter().enumerate() {
@@ -201,19 +219,21 @@ impl Kernel for Weigh<'_> {
         // What is not of the range weighs nothing. Plain loops over the whole array are what becomes vectors.
         scores[..range.start].fill(f32::NEG_INFINITY);
         scores[range.end..].fill(f32::NEG_INFINITY);
+        let (parts, []) = scores.as_chunks_mut::<LANES>() else { unreachable!("tokens are whole parts") };
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        for i in 0..TOKENS {
-            let largest = &mut lanes[i % LANES];
-            *largest = if scores[i] > *largest { scores[i] } else { *largest };
+        for part in &*parts {
+            for (largest, &score) in lanes.iter_mut().zip(part) {
+                *largest = if score > *largest { score } else { *largest };
+            }
         }
         let largest = lanes.into_iter().fold(state.largest, f32::max);
         let from = reference(largest);
-        for score in scores.iter_mut() {
-            *score = exp(*score - from);
-        }
         let mut totals = [0f32; LANES];
-        for i in 0..TOKENS {
-            totals[i % LANES] += scores[i];
+        for part in parts {
+            for (total, score) in totals.iter_mut().zip(part) {
+                *score = exp(*score - from);
+                *total += *score;
+            }
         }
         let factor = exp(state.largest - from);
         *state = Softmax { largest, total: state.total * factor + totals.iter().sum::<f32>() };

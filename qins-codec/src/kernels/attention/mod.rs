@@ -7,7 +7,7 @@
 //!
 //! How rows are decoded is a [`Block`], as for products; this folder has what all encodings share.
 
-use super::{Block, Decoded, MOST_BYTES, MOST_SCALES, VECTORS, Vector};
+use super::{Block, Decoded, MOST_COLS, MOST_SCALES, VECTORS, Vector};
 use crate::{dispatch::Level, kv::Encoding};
 use std::{marker::PhantomData, ops::Range};
 
@@ -89,7 +89,9 @@ pub(crate) struct Tile<'a> {
 pub(crate) fn rows(level: Level, encoding: Encoding, head: usize) -> Box<dyn Rows> {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512 => super::avx2::attention_rows(encoding, head),
+        Level::Avx2 => super::avx2::attention_rows(encoding, head),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::avx512::attention_rows(encoding, head),
         _ => portable::rows(encoding, head),
     }
 }
@@ -135,6 +137,12 @@ trait Source: Sync {
     /// The processor has the instructions of [`V`](Self::V), and from the addresses [`CODE_BYTES`](Self::CODE_BYTES) and
     /// [`SCALES`](Self::SCALES) bytes can be read.
     unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> [Self::V; VECTORS];
+
+    /// The first columns of a block, as [`Block::decode_part`].
+    ///
+    /// # Safety
+    /// The processor has the instructions of [`V`](Self::V).
+    unsafe fn decode_part(&self, codes: &[u8], scales: &[u8]) -> [Self::V; VECTORS];
 }
 
 /// One scale a row: a block's own are not looked at.
@@ -156,6 +164,12 @@ impl<B: Block> Source for Whole<B> {
         // SAFETY: as the caller promises; the array has as many scale codes as a block.
         unsafe { self.0.decode(codes, NONE.as_ptr()).0 }
     }
+
+    #[inline(always)]
+    unsafe fn decode_part(&self, codes: &[u8], _: &[u8]) -> [B::V; VECTORS] {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.decode_part(codes, &[]).0 }
+    }
 }
 
 /// Scales of groups besides.
@@ -173,16 +187,27 @@ impl<B: Block> Source for Grouped<B> {
     #[inline(always)]
     unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> [B::V; VECTORS] {
         // SAFETY: as the caller promises.
-        unsafe {
-            let (mut weights, scale) = self.0.decode(codes, scales);
-            if B::SCALED {
-                for weights in &mut weights {
-                    *weights = weights.mul(scale);
-                }
-            }
-            weights
+        unsafe { scaled::<B>(self.0.decode(codes, scales)) }
+    }
+
+    #[inline(always)]
+    unsafe fn decode_part(&self, codes: &[u8], scales: &[u8]) -> [B::V; VECTORS] {
+        // SAFETY: as the caller promises.
+        unsafe { scaled::<B>(self.0.decode_part(codes, scales)) }
+    }
+}
+
+/// # Safety
+/// The processor has the instructions of the block.
+#[inline(always)]
+unsafe fn scaled<B: Block>((mut weights, scale): Decoded<B::V>) -> [B::V; VECTORS] {
+    if B::SCALED {
+        for weights in &mut weights {
+            // SAFETY: as the caller promises.
+            *weights = unsafe { weights.mul(scale) };
         }
     }
+    weights
 }
 
 /// Rows of a source.
@@ -229,6 +254,29 @@ impl<V: Vector> Block for Full<V> {
         // SAFETY: as the caller promises; loads need not be aligned.
         unsafe { (std::array::from_fn(|j| V::load(codes.add(j * V::LANES))), V::zero()) }
     }
+
+    #[inline(always)]
+    unsafe fn decode_part(&self, codes: &[u8], _: &[u8]) -> Decoded<V> {
+        // SAFETY: as the caller promises; of a chunk all numbers can be read.
+        unsafe {
+            let mut vectors = [V::zero(); VECTORS];
+            let chunks = codes.chunks_exact(V::LANES * size_of::<f32>());
+            let last = chunks.remainder();
+            let mut whole = 0;
+            for codes in chunks {
+                vectors[whole] = V::load(codes.as_ptr().cast());
+                whole += 1;
+            }
+            if !last.is_empty() {
+                let mut padded = [0f32; MOST_COLS];
+                for (padded, code) in padded.iter_mut().zip(last.as_chunks().0) {
+                    *padded = f32::from_le_bytes(*code);
+                }
+                vectors[whole] = V::load(padded.as_ptr());
+            }
+            (vectors, V::zero())
+        }
+    }
 }
 
 impl<S: Source> Of<S> {
@@ -272,15 +320,11 @@ impl<S: Source> Of<S> {
     /// The processor has the instructions.
     #[inline(always)]
     unsafe fn decode_last(&self, rows: Stored<'_>, row: usize) -> [S::V; VECTORS] {
-        const { assert!(S::CODE_BYTES <= MOST_BYTES && S::SCALES <= MOST_SCALES) };
         let block = self.head / S::COLS;
-        let (mut last_codes, mut last_scales) = ([0; MOST_BYTES], [0; MOST_SCALES]);
         let codes = &rows.codes[row * self.code_bytes..][..self.code_bytes][block * S::CODE_BYTES..];
         let scales = &rows.scales[row * self.scale_bytes..][..self.scale_bytes][self.base_bytes + block * S::SCALES..];
-        last_codes[..S::CODE_BYTES].iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
-        last_scales[..S::SCALES].iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
-        // SAFETY: the arrays hold a block.
-        unsafe { self.source.decode(last_codes.as_ptr(), last_scales.as_ptr()) }
+        // SAFETY: as the caller promises.
+        unsafe { self.source.decode_part(codes, scales) }
     }
 
     /// Decodes any block of columns.
@@ -293,6 +337,28 @@ impl<S: Source> Of<S> {
         unsafe {
             if block < self.head / S::COLS { self.decode_whole(rows, row, block) } else { self.decode_last(rows, row) }
         }
+    }
+
+    /// What rows are multiplied by, if by anything; those beyond the stored have no meaning.
+    #[inline(always)]
+    fn row_scales(&self, rows: Stored<'_>) -> Option<[f32; TOKENS]> {
+        const BASE: usize = size_of::<f32>();
+        let mut scales = [0.0; TOKENS];
+        match (self.base_bytes, self.scale_bytes) {
+            (0, _) => return None,
+            // A loop of its own, because it becomes vectors.
+            (BASE, BASE) => {
+                for (scale, bytes) in scales.iter_mut().zip(rows.scales.as_chunks().0) {
+                    *scale = f32::from_le_bytes(*bytes);
+                }
+            }
+            _ => {
+                for (row, scale) in scales.iter_mut().enumerate().take(rows.scales.len() / self.scale_bytes) {
+                    *scale = self.row_scale(rows, row);
+                }
+            }
+        }
+        Some(scales)
     }
 
     /// What row `row` is multiplied by.

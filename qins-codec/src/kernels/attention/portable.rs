@@ -5,7 +5,7 @@ use crate::{
     Format,
     dispatch::Level,
     kernels::{Block, Decoded, VECTORS, Vector},
-    kv::Encoding,
+    kv::{Encoding, step},
     pack::unpack_eight,
 };
 use half::f16;
@@ -14,8 +14,8 @@ pub(super) fn rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
     match encoding {
         Encoding::Full => of_whole(Full::<Lanes>::default(), encoding, head),
         Encoding::Half => of_whole(Half, encoding, head),
-        Encoding::Projective => of_whole(SignMagnitude(encoding.values()), encoding, head),
-        Encoding::Shaped => of_groups(Shaped { values: encoding.values(), scales: encoding.scales() }, encoding, head),
+        Encoding::Linear => of_whole(Linear, encoding, head),
+        Encoding::Shaped => of_groups(Shaped, encoding, head),
     }
 }
 
@@ -99,10 +99,10 @@ impl Block for Half {
     }
 }
 
-/// A table of all 256 codes.
-struct SignMagnitude(&'static [f32]);
+/// Equal steps.
+struct Linear;
 
-impl Block for SignMagnitude {
+impl Block for Linear {
     type V = Lanes;
     const CODE_BYTES: usize = Self::COLS;
     const SCALES: usize = 0;
@@ -116,15 +116,12 @@ impl Block for SignMagnitude {
     unsafe fn decode(&self, codes: *const u8, _: *const u8) -> Decoded<Lanes> {
         // SAFETY: as the caller promises.
         let codes = unsafe { codes.cast::<[[u8; LANES]; VECTORS]>().read_unaligned() };
-        (codes.map(|codes| Lanes(codes.map(|code| self.0[usize::from(code)]))), Lanes([1.0; LANES]))
+        (codes.map(|codes| Lanes(codes.map(step))), Lanes([1.0; LANES]))
     }
 }
 
 /// Four tables of 16 entries, one of which a group of 16 chooses.
-struct Shaped {
-    values: &'static [f32],
-    scales: &'static [f32; 256],
-}
+struct Shaped;
 
 impl Block for Shaped {
     type V = Lanes;
@@ -143,8 +140,8 @@ impl Block for Shaped {
             unsafe { (codes.cast::<[[u8; 4]; VECTORS]>().read_unaligned(), scales.cast::<[u8; 2]>().read_unaligned()) };
         let weights = std::array::from_fn(|j| {
             let header = scales[j / 2];
-            let table = &self.values[Format::Q4.shape(header) * 16..][..16];
-            let scale = self.scales[usize::from(header)];
+            let table = &Encoding::shaped_values()[Format::Q4.shape(header) * 16..][..16];
+            let scale = Encoding::shaped_scales()[usize::from(header)];
             Lanes(unpack_eight(&codes[j]).map(|code| table[usize::from(code) % 16] * scale))
         });
         (weights, Lanes([1.0; LANES]))

@@ -9,9 +9,9 @@ use super::{
     panel, pass,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
-use raw::{Brain, Half};
+use raw::{Brain, Half, Linear};
 use shaped::{Shaped4, Shaped8, Shaped16, Shaped64};
-use signed::{SignMagnitude, SignMagnitude12};
+use signed::{EqualSteps, SignMagnitude, SignMagnitude12};
 use std::{arch::x86_64::*, slice::ChunksExact};
 
 mod raw;
@@ -23,6 +23,10 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
     let scales = decoder.scales();
     Some(match matrix.header().format {
         Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(matrix, x)?,
+        Format::Lin8 => match EqualSteps::new(scales) {
+            Some(block) => pass(block, matrix, x),
+            None => sign_magnitude::<32>(matrix, x)?,
+        },
         Format::Q8h => sign_magnitude::<16>(matrix, x)?,
         Format::Q12 => pass(SignMagnitude12::new(&decoder.values(), scales), matrix, x),
         Format::Q6 => pass(Shaped64::new(Format::Q6, scales), matrix, x),
@@ -40,11 +44,10 @@ pub(super) fn attention_rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
     match encoding {
         Encoding::Full => of_whole(Full::<__m256>::default(), encoding, head),
         Encoding::Half => of_whole(Half, encoding, head),
-        Encoding::Projective => {
-            let block = SignMagnitude::<32, 2>::new(encoding.values(), encoding.scales());
-            of_whole(block.expect("the law's upper bytes fall twice"), encoding, head)
+        Encoding::Linear => of_whole(Linear::new(), encoding, head),
+        Encoding::Shaped => {
+            of_groups(Shaped16::new(Encoding::shaped_values(), Encoding::shaped_scales()), encoding, head)
         }
-        Encoding::Shaped => of_groups(Shaped16::new(encoding.values(), encoding.scales()), encoding, head),
     }
 }
 
@@ -111,6 +114,22 @@ impl Vector for __m256 {
         unsafe { self.store(lanes.as_mut_ptr()) };
         let [a, b, c, d, e, f, g, h] = lanes;
         ((a + e) + (b + f)) + ((c + g) + (d + h))
+    }
+
+    /// By adding neighbours of two vectors to neighbours of one, three times.
+    #[inline(always)]
+    unsafe fn sum_each(vectors: [Self; 8]) -> [f32; 8] {
+        let [a, b, c, d, e, f, g, h] = vectors;
+        let mut sums = [0f32; 8];
+        // SAFETY: as above; the array holds eight values.
+        unsafe {
+            let first = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let second = _mm256_hadd_ps(_mm256_hadd_ps(e, f), _mm256_hadd_ps(g, h));
+            let lower = _mm256_permute2f128_ps::<0x20>(first, second);
+            let upper = _mm256_permute2f128_ps::<0x31>(first, second);
+            lower.add(upper).store(sums.as_mut_ptr());
+        }
+        sums
     }
 
     #[inline(always)]

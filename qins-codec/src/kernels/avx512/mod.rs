@@ -3,9 +3,13 @@
 //! Values that bf16 holds are looked up as two planes of bytes, as on AVX2. A quarter of a register, 128 bits, holds 16
 //! neighbouring weights, so that whatever the group, the scales are the same in all vectors.
 
-use super::{Block, Decoded, Pass, VECTORS, Vector, avx2, panel, pass};
-use crate::{Format, Matrix, dispatch::Level};
-use raw::{Brain, Half};
+use super::{
+    AT_ONCE, Block, Decoded, Pass, VECTORS, Vector,
+    attention::{Full, Rows, of_whole},
+    avx2, panel, pass,
+};
+use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
+use raw::{Brain, Half, Linear};
 use shaped::{Scaled, Shaped64};
 use signed::SignMagnitude;
 use std::{arch::x86_64::*, slice::ChunksExact};
@@ -17,7 +21,9 @@ mod signed;
 pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Fpins1 => pass(SignMagnitude::<2>::new(values, scales), matrix, x),
+        Format::Q8 | Format::Log8 | Format::Lin8 | Format::Fpins1 => {
+            pass(SignMagnitude::<2>::new(values, scales), matrix, x)
+        }
         Format::Q8h => pass(SignMagnitude::<4>::new(values, scales), matrix, x),
         Format::Q6 => pass(Shaped64::new(values, scales), matrix, x),
         Format::Q4 => pass(Scaled::<4>::new(values, scales), matrix, x),
@@ -29,6 +35,17 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         Format::Q12 => return avx2::prepare(matrix, x),
         Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m512>(matrix, &x),
     })
+}
+
+/// Rows of keys and values.
+pub(super) fn attention_rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
+    match encoding {
+        Encoding::Full => of_whole(Full::<__m512>::default(), encoding, head),
+        Encoding::Half => of_whole(Half, encoding, head),
+        Encoding::Linear => of_whole(Linear::new(), encoding, head),
+        // Half a register is what two groups of 16 fill.
+        Encoding::Shaped => avx2::attention_rows(encoding, head),
+    }
 }
 
 impl Vector for __m512 {
@@ -82,6 +99,18 @@ impl Vector for __m512 {
     unsafe fn sum(self) -> f32 {
         // SAFETY: as above.
         unsafe { _mm512_reduce_add_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum_each(vectors: [Self; AT_ONCE]) -> [f32; AT_ONCE] {
+        // SAFETY: as above; the level has AVX2 besides.
+        unsafe {
+            let halves = vectors.map(|vector| {
+                let upper = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(vector));
+                _mm256_add_ps(_mm512_castps512_ps256(vector), _mm256_castpd_ps(upper))
+            });
+            __m256::sum_each(halves)
+        }
     }
 
     #[inline(always)]
