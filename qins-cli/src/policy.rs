@@ -13,7 +13,7 @@ use std::{path::PathBuf, str::FromStr};
 /// Which weights are encoded, and how.
 #[derive(Args, Default)]
 pub struct PolicyArgs {
-    /// Format of linear weights: f32 (as they are), q8, q8h, q12, q6, q4, q3, q2, log8, fpins:1 to fpins:3, f16, bf16;
+    /// Format of linear weights: f32 (as they are), q8, q8h, q12, q6, q4, q3, q2, log8, lin8, fpins:1 to fpins:3, f16, bf16;
     /// embeddings keep 16 bits, norms are not changed
     #[arg(long)]
     format: Option<MainFormat>,

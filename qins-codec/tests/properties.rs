@@ -313,6 +313,18 @@ fn formats_take_the_bits_of_their_names_and_lose_what_they_must() {
 }
 
 #[test]
+fn equal_steps_are_equal() {
+    let header = Header { format: Format::Lin8, rows: 1, cols: 256, base: 3.0, k: 0.0 };
+    let codes: Vec<u8> = (0..=255).collect();
+    let decoder = Decoder::new(header).unwrap();
+    let decoded = decoder.matrix(&codes, &vec![0; header.scale_bytes()]).unwrap().decode();
+    for m in 0..128usize {
+        let expected = 3.0 * (255 - 2 * m) as f32 / 256.0;
+        assert_eq!([decoded[m], decoded[128 + m]], [expected, -expected], "code {m}");
+    }
+}
+
+#[test]
 fn planes_may_be_read_to_any_depth() {
     let weights = bell(33, 300);
     for (deep, floors) in [(Format::Fpins2, &[45.0, 93.0][..]), (Format::Fpins3, &[45.0, 93.0, 138.0])] {

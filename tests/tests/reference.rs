@@ -35,8 +35,9 @@ print(json.dumps(((trip(w) - w) ** 2).sum(1).tolist() if h["encode"] else []))
 "#;
 
 /// The formats that the reference defines.
+/// Those that the reference has.
 fn formats() -> impl Iterator<Item = Format> {
-    Format::ALL.iter().copied().filter(|format| !format.is_raw())
+    Format::ALL.iter().copied().filter(|&format| !format.is_raw() && format != Format::Lin8)
 }
 
 /// Writes codes for the reference to decode; returns its decoding and the squared errors of its own encoding, by row.
@@ -180,6 +181,7 @@ fn formats_reach_their_floors_on_trained_weights() {
         (Format::Q3, 17.8, 17.4),
         (Format::Q2, 11.5, 11.1),
         (Format::Log8, 40.8, 40.4),
+        (Format::Lin8, 45.0, 44.5),
         (Format::Fpins1, 46.3, 45.8),
         (Format::Fpins2, 93.0, 92.5),
         (Format::Fpins3, 138.0, 137.5),

@@ -31,7 +31,7 @@ pub struct Plan {
     no_bench: bool,
 }
 
-const FORMATS: &str = "bf16,fpins:2,q12,q8h,q8,log8,q6,q4,q3,q2,balanced";
+const FORMATS: &str = "bf16,fpins:2,q12,q8h,q8,lin8,log8,q6,q4,q3,q2,balanced";
 
 /// What a command is about.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
