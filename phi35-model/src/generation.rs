@@ -129,7 +129,7 @@ impl<B: Backend, S: KvStore<B>> Prefix<B, S> {
 }
 
 /// Fails unless the model can run these tokens in one sequence.
-pub(crate) fn check_prompt<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Result<(), PromptError> {
+pub fn check_prompt<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Result<(), PromptError> {
     let (limit, vocabulary) = (model.config().max_position_embeddings, model.config().vocab_size);
     if ids.is_empty() {
         return Err(PromptError::Empty);

@@ -40,7 +40,7 @@ pub use block::DecoderLayer;
 pub use cache::{DenseKv, KvCache, KvStore, first_kept};
 pub use chat::{ChatError, ChatPrompt, ChatTemplate, Conversation, Message};
 pub use config::{Config, ConfigError, GenerationConfig, RopeScaling, TokenIds};
-pub use generation::{Generate, Generation, Prefix, PromptError, StopReason, generate, resume};
+pub use generation::{Generate, Generation, Prefix, PromptError, StopReason, check_prompt, generate, resume};
 pub use mask::{Mask, QueryMask};
 pub use mlp::Mlp;
 pub use model::{Decoder, Phi3};
