@@ -731,7 +731,7 @@ fn several_prompts_are_continued_as_each_alone() {
         assert_eq!(report["timings"]["generate_tokens"], tokens);
     }
     let stops: BTreeSet<&str> = alone.iter().map(|text| text["stop"].as_str().unwrap()).collect();
-    assert_eq!(stops, ["length", "stop"].into(), "texts end in several ways");
+    assert!(stops.len() > 1, "texts end in several ways: {stops:?}");
 
     let shown = run(&["generate", "--ids", "1,2", "--ids", "3", "-n", "2", "--ignore-eos"], directory.path());
     let shown = String::from_utf8(shown.stdout).unwrap();
@@ -765,7 +765,7 @@ fn turns_across_the_long_rope_are_answered_as_without_what_was_kept() {
     std::fs::write(directory.path().join("tokenizer_config.json"), template.to_string()).unwrap();
     let common = ["-n", "40", "--temperature", "0", "--kv", "q8", "--json"];
     let say = ["once upon a time ", "a time upon a ", "time time once "];
-    let say: Vec<String> = (0..6).map(|turn| say[turn % 3].repeat(10 + turn) + "\n").collect();
+    let say: Vec<String> = (0..6).map(|turn| say[turn % 3].repeat(20 + turn) + "\n").collect();
     let whole = json_of(chat(&common, directory.path(), &say.concat()));
     let tokens = |report: &Value, field: &str| -> Vec<u64> {
         report["answers"].as_array().unwrap().iter().map(|answer| answer[field].as_u64().unwrap()).collect()
@@ -822,6 +822,34 @@ fn a_restart_beside_the_long_rope_changes_no_token() {
         assert_eq!(text.len(), 450);
         assert_eq!(found(&text, 20, &cached).0, found(&text, 20, &["--kv", kv]).0, "{kv}");
     }
+}
+
+/// What `inspect --ctx` foresees is what a filled cache takes, resident.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_memory_of_a_cache_is_foreseen() {
+    let directory = tempfile::tempdir().unwrap();
+    write_model(
+        directory.path(),
+        json!({"vocab_size": 64, "hidden_size": 768, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 8, "max_position_embeddings": 70_000}),
+    );
+    let tokens = 65_536;
+    let peak = |kv: &str, context: usize| {
+        let context = context.to_string();
+        let arguments = ["bench", "--prompt", "1", "--generate", "2", "--reps", "1", "--kv", kv, "--json", "--context"];
+        let report = json_of(run(&[&arguments[..], &[context.as_str()]].concat(), directory.path()));
+        report["peak_rss_bytes"].as_u64().unwrap() as f64
+    };
+    let shown = json_of(run(&["inspect", "--ctx", &(tokens + 3).to_string(), "--json"], directory.path()));
+    let foreseen = |kv: &str| shown["kv"][kv]["bytes"].as_u64().unwrap() as f64;
+    for kv in ["f16", "v8", "q8"] {
+        let measured = peak(kv, tokens) - peak(kv, 0);
+        let off = measured / foreseen(kv) - 1.0;
+        println!("{kv}: {} bytes foreseen, {measured} measured, {:+.2} %", foreseen(kv), 100.0 * off);
+        assert!(off.abs() < 0.03, "{kv}: {measured} bytes, {} foreseen", foreseen(kv));
+    }
+    assert!(foreseen("v8") <= 0.77 * foreseen("f16") && foreseen("q8") <= 0.53 * foreseen("f16"));
 }
 
 #[test]
