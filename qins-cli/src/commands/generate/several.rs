@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use phi35_model::{Batch, Generation, Phi3, Prefix, StopText, TextStream, check_prompt};
 use serde::Serialize;
-use std::time::Instant;
+use std::{mem::take, time::Instant};
 
 /// What a text goes on from.
 pub struct Prompt<'t> {
@@ -82,9 +82,11 @@ impl<'t> Row<'t> {
         Ok(())
     }
 
-    fn end(self, stop: &'static str) -> Written {
-        let text = self.text.map(|text| text + &self.stops.finish());
-        Written { prompt_ids: self.prompt.ids, ids: self.ids, text, stop }
+    /// Takes what was written.
+    fn end(&mut self, stop: &'static str) -> Written {
+        let held = self.stops.clone().finish();
+        let text = self.text.take().map(|text| text + &held);
+        Written { prompt_ids: take(&mut self.prompt.ids), ids: take(&mut self.ids), text, stop }
     }
 }
 
@@ -99,42 +101,40 @@ impl Run for Several<'_> {
         }
         let of = self.prompts.len();
         let mut rows: Vec<_> = self.prompts.into_iter().map(|prompt| Row::new(prompt, self.stops.clone())).collect();
-        let (mut batch, mut begun) = (Batch::new(model), 0);
-        loop {
+        let (mut batch, mut begun, mut texts) = (Batch::new(model), 0, Vec::new());
+        while texts.len() < of {
             while begun < of && batch.written() < self.at_once {
                 let mut options = self.options.clone();
                 options.sampling.seed = options.sampling.seed.wrapping_add(begun as u64);
                 batch.add(Prefix::with(model, || self.kv.store()), &rows[begun].prompt.ids, options)?;
                 begun += 1;
             }
-            match batch.step() {
-                Some(tokens) => {
-                    for (row, id) in tokens {
-                        rows[row].push(id)?;
-                        if rows[row].stopped {
-                            batch.end(row);
-                        }
-                    }
+            for (row, id) in batch.step().unwrap_or_default() {
+                rows[row].push(id)?;
+                if rows[row].stopped {
+                    batch.end(row);
                 }
-                // Otherwise all ended, and others wait.
-                None if begun == of => break,
-                None => (),
+            }
+            // In the order of the prompts, each once those before it have ended.
+            while let Some(row) = rows[..begun].get_mut(texts.len()) {
+                let reason = batch.stop_reason(texts.len());
+                if !row.stopped && reason.is_none() {
+                    break;
+                }
+                let text = row.end(stop_name(row.stopped, reason));
+                if !self.json {
+                    let blank = if texts.is_empty() { "" } else { "\n" };
+                    output::text(&(blank.to_owned() + &text.shown(texts.len() + 1, of, &row.prompt.text)))?;
+                }
+                texts.push(text);
             }
         }
-        let run_s = start.elapsed().as_secs_f64();
-        let prompts: Vec<String> = rows.iter_mut().map(|row| std::mem::take(&mut row.prompt.text)).collect();
-        let end = |(i, row): (usize, Row<'_>)| {
-            let stop = stop_name(row.stopped, batch.stop_reason(i));
-            row.end(stop)
-        };
-        let texts: Vec<Written> = rows.into_iter().enumerate().map(end).collect();
         if !self.json {
-            let shown = texts.iter().zip(prompts).enumerate().map(|(i, (text, prompt))| text.shown(i + 1, of, &prompt));
-            return output::text(&shown.collect::<Vec<_>>().join("\n"));
+            return Ok(());
         }
         let timings = Timings {
             load_s: loaded.load_s,
-            run_s,
+            run_s: start.elapsed().as_secs_f64(),
             prompt_tokens: texts.iter().map(|text| text.prompt_ids.len()).sum(),
             generate_tokens: texts.iter().map(|text| text.ids.len()).sum(),
         };
