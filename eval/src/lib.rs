@@ -44,7 +44,7 @@ pub use comparison::{Comparison, Divergence, Histogram, WindowComparison, compar
 pub use corpus::{Corpus, Window, Windows};
 pub use error::EvalError;
 pub use greedy::{FirstDifference, Greedy, NEAR_TIE_LOGITS, PromptResult, WINDOW, greedy};
-pub use model::{LanguageModel, PART, Sequence};
+pub use model::{LanguageModel, PART, Sequence, WithStore};
 pub use perplexity::{Perplexity, ScoredText, WindowScore, perplexity};
 pub use prompts::{drawn_prompts, random_prompts};
 pub use sampling::{SampledWindow, SamplingDistance, sample};

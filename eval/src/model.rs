@@ -2,7 +2,7 @@
 
 use crate::EvalError;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use phi35_model::{KvCache, Phi3, PromptError};
+use phi35_model::{DenseKv, KvCache, KvStore, Phi3, PromptError};
 
 /// Tokens whose logits are held at a time, so that memory does not grow with the window.
 pub const PART: usize = 256;
@@ -52,6 +52,7 @@ pub trait Sequence {
     fn truncate(&mut self, tokens: usize);
 }
 
+/// Over a key-value cache of the backend's floats.
 impl<B: Backend> LanguageModel for Phi3<B> {
     fn context(&self) -> usize {
         self.config().max_position_embeddings
@@ -62,20 +63,51 @@ impl<B: Backend> LanguageModel for Phi3<B> {
     }
 
     fn start(&self, expected: usize) -> Box<dyn Sequence + '_> {
-        let mut cache: KvCache<B> = self.cache();
-        cache.expect(expected);
-        cache.reserve(expected);
-        Box::new(Cached { model: self, cache })
+        start(self, DenseKv::default, expected)
     }
 }
 
-/// A sequence over its key-value cache.
-struct Cached<'m, B: Backend> {
-    model: &'m Phi3<B>,
-    cache: KvCache<B>,
+/// A model whose key-value cache is made of other stores.
+#[derive(Debug, Clone, Copy)]
+pub struct WithStore<'m, B: Backend, F> {
+    /// The model.
+    pub model: &'m Phi3<B>,
+    /// Makes an empty store of one layer.
+    pub store: F,
 }
 
-impl<B: Backend> Cached<'_, B> {
+impl<B: Backend, S: KvStore<B> + 'static, F: Fn() -> S> LanguageModel for WithStore<'_, B, F> {
+    fn context(&self) -> usize {
+        self.model.context()
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.model.vocabulary()
+    }
+
+    fn start(&self, expected: usize) -> Box<dyn Sequence + '_> {
+        start(self.model, &self.store, expected)
+    }
+}
+
+fn start<'m, B: Backend, S: KvStore<B> + 'static>(
+    model: &'m Phi3<B>,
+    store: impl FnMut() -> S,
+    expected: usize,
+) -> Box<dyn Sequence + 'm> {
+    let mut cache = model.cache_with(store);
+    cache.expect(expected);
+    cache.reserve(expected);
+    Box::new(Cached { model, cache })
+}
+
+/// A sequence over its key-value cache.
+struct Cached<'m, B: Backend, S> {
+    model: &'m Phi3<B>,
+    cache: KvCache<B, S>,
+}
+
+impl<B: Backend, S: KvStore<B>> Cached<'_, B, S> {
     fn hidden(&mut self, ids: &[u32]) -> Tensor<B, 3> {
         let device = self.model.model.norm.gamma.device();
         let shape = [1, ids.len()];
@@ -89,7 +121,7 @@ impl<B: Backend> Cached<'_, B> {
     }
 }
 
-impl<B: Backend> Sequence for Cached<'_, B> {
+impl<B: Backend, S: KvStore<B>> Sequence for Cached<'_, B, S> {
     fn tokens(&self) -> usize {
         self.cache.tokens()
     }

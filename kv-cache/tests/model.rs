@@ -2,10 +2,11 @@
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_flex::Flex;
-use phi35_model::{Config, Generation, KvCache, KvStore, Phi3, Prefix, resume};
+use phi35_model::{Batch, Config, Generation, KvCache, KvStore, Phi3, Prefix, QueryMask, Sampling, StopReason, resume};
 use qins_codec::kv::{KvFormat, KvLayer};
 use qins_kv_cache::{ChosenKv, KvChoice, QinsKvCache, file};
 use serde_json::{Value, json};
+use std::{cell::Cell, rc::Rc};
 
 const VOCABULARY: u32 = 40;
 
@@ -200,6 +201,126 @@ fn a_row_in_a_batch_is_the_row_alone() {
         assert!(largest_difference(&found[..30 * width], &alone[0]) < 1e-3, "{kv}");
         assert!(largest_difference(&found[37 * width..], &alone[1]) < 1e-3, "{kv}");
     }
+}
+
+/// Prompts of several lengths, each with its own options and seed; rows end at a stop id, at their own number of tokens and
+/// at the end of the context, one joins late, and texts cross the long rope, a window and a shift at different times.
+#[test]
+fn every_row_of_a_batch_is_the_text_that_it_is_alone() {
+    let window = json!({"sliding_window": 25, "max_position_embeddings": 120, "original_max_position_embeddings": 120});
+    for (config, shift) in [(json!({}), None), (longrope(), None), (window, Some(6))] {
+        let model = model(config);
+        for kv in KvChoice::all() {
+            for temperature in [0.0, 1.0] {
+                let rows = [(5, 40), (290, 30), (100, 60), (295, 1), (1, 50)];
+                let rows = rows.map(|(prompt, n)| (prompt.min(model.config().max_position_embeddings - 20), n));
+                let options = |row: usize, stop_ids: &[u32]| Generation {
+                    max_new_tokens: rows[row].1,
+                    stop_ids: stop_ids.to_vec(),
+                    sampling: Sampling { temperature, seed: row as u64, ..Default::default() },
+                    prompt_chunk: Some(64),
+                    shift,
+                    ..Default::default()
+                };
+                let alone = |row: usize, stop_ids: &[u32]| {
+                    let prefix = Prefix::with(&model, || kv.store());
+                    let mut tokens = resume(&model, prefix, &ids(rows[row].0), options(row, stop_ids)).unwrap();
+                    (tokens.by_ref().collect::<Vec<_>>(), tokens.stop_reason())
+                };
+                // One row is ended by the last token that it would have had.
+                let stop = *alone(2, &[]).0.last().unwrap();
+                let stops = |row: usize| if row == 2 { vec![stop] } else { Vec::new() };
+                let mut batch = Batch::new(&model);
+                let add = |batch: &mut Batch<'_, _, _>, row: usize| {
+                    let prefix = Prefix::with(&model, || kv.store());
+                    assert_eq!(batch.add(prefix, &ids(rows[row].0), options(row, &stops(row))), Ok(row));
+                };
+                (0..4).for_each(|row| add(&mut batch, row));
+                let mut found = vec![Vec::new(); rows.len()];
+                for step in 0.. {
+                    if step == 7 {
+                        add(&mut batch, 4);
+                    }
+                    let Some(tokens) = batch.step() else { break };
+                    tokens.into_iter().for_each(|(row, id)| found[row].push(id));
+                }
+                assert_eq!(batch.written(), 0);
+                for (row, found) in found.into_iter().enumerate() {
+                    let expected = alone(row, &stops(row));
+                    assert_eq!((found, batch.stop_reason(row)), expected, "{kv}, row {row}, temperature {temperature}");
+                }
+                assert_eq!(batch.stop_reason(2), Some(StopReason::Eos));
+            }
+        }
+    }
+}
+
+/// What the stores of a batch were asked for.
+#[derive(Default)]
+struct Asked {
+    stores: Cell<usize>,
+    queries: Cell<usize>,
+}
+
+struct Counted(QinsKvCache<Flex>, Rc<Asked>);
+
+impl Counted {
+    fn new(asked: &Rc<Asked>) -> Self {
+        asked.stores.set(asked.stores.get() + 1);
+        Self(QinsKvCache::new(KvFormat::Q8), asked.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1.stores.set(self.1.stores.get() - 1);
+    }
+}
+
+impl KvStore<Flex> for Counted {
+    fn append(&mut self, keys: Tensor<Flex, 4>, values: Tensor<Flex, 4>) {
+        self.0.append(keys, values);
+    }
+
+    fn attend(&self, queries: Tensor<Flex, 4>, mask: &QueryMask<'_, Flex>) -> Tensor<Flex, 4> {
+        assert_eq!(queries.dims()[0], 1);
+        self.1.queries.set(self.1.queries.get() + queries.dims()[2]);
+        self.0.attend(queries, mask)
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Its cache is gone, and nothing is computed for it.
+#[test]
+fn a_row_that_ended_costs_nothing() {
+    let model = model(json!({}));
+    let asked = Rc::new(Asked::default());
+    let mut batch = Batch::new(&model);
+    for n in [2, 9, 4, 9] {
+        let options = Generation { max_new_tokens: n, ..Default::default() };
+        batch.add(Prefix::with(&model, || Counted::new(&asked)), &ids(20 + n), options).unwrap();
+    }
+    let layers = model.config().num_hidden_layers;
+    for (step, rows) in [4, 4, 3, 3, 2, 1, 1, 1, 1].into_iter().enumerate() {
+        if step == 5 {
+            batch.end(3);
+        }
+        asked.queries.set(0);
+        assert_eq!(batch.step().unwrap().len(), rows, "step {step}");
+        if step > 0 {
+            assert_eq!(asked.queries.get(), rows * layers, "step {step}");
+        }
+        assert_eq!(asked.stores.get(), batch.written() * layers, "step {step}");
+        assert_eq!(batch.written(), [4, 3, 3, 2, 2, 1, 1, 1, 0][step], "step {step}");
+    }
+    assert_eq!((batch.step(), asked.stores.get()), (None, 0));
 }
 
 /// Save, load in a new run, go on: the same tokens, across the long rope too; and nothing else is taken for a cache.

@@ -1,6 +1,6 @@
 //! The key-value cache: what attention needs of earlier tokens.
 
-use crate::QueryMask;
+use crate::{Positions, QueryMask};
 use burn::tensor::{Int, Tensor, activation::softmax, backend::Backend};
 
 /// Keys and values of one layer. Another storage (encoded, paged) is another implementation.
@@ -131,6 +131,16 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
     /// Padding of each row; a single 0 stands for rows without any.
     pub(crate) fn paddings(&self) -> &[usize] {
         if self.left_padding.is_empty() { &[0] } else { &self.left_padding }
+    }
+
+    /// Where the next `tokens` tokens of each row stand, in sequences that have `length` tokens with padding.
+    pub(crate) fn positions(&self, tokens: usize, length: usize) -> Vec<Positions> {
+        let first = self.tokens();
+        let of_row = |&padding: &usize| Positions {
+            tokens: (first..first + tokens).map(|slot| slot.saturating_sub(padding)).collect(),
+            length: length.saturating_sub(padding),
+        };
+        self.paddings().iter().map(of_row).collect()
     }
 
     /// Tokens stored, padding included.

@@ -129,7 +129,7 @@ impl<B: Backend, S: KvStore<B>> Prefix<B, S> {
 }
 
 /// Fails unless the model can run these tokens in one sequence.
-pub(crate) fn check_prompt<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Result<(), PromptError> {
+pub fn check_prompt<B: Backend>(model: &Phi3<B>, ids: &[u32]) -> Result<(), PromptError> {
     let (limit, vocabulary) = (model.config().max_position_embeddings, model.config().vocab_size);
     if ids.is_empty() {
         return Err(PromptError::Empty);
@@ -206,7 +206,7 @@ impl<B: Backend, S: KvStore<B>> Generate<'_, B, S> {
     }
 
     /// Logits of the token that follows, `[vocabulary]`.
-    fn next_logits(&mut self) -> Vec<f32> {
+    pub(crate) fn next_logits(&mut self) -> Vec<f32> {
         while self.run_prompt_part() {}
         let next = &self.text[self.cache.tokens()..];
         let hidden = self.model.hidden(input(next, self.model), &mut self.cache);
@@ -220,20 +220,43 @@ impl<B: Backend, S: KvStore<B>> Iterator for Generate<'_, B, S> {
     type Item = u32;
 
     fn next(&mut self) -> Option<u32> {
-        if self.stopped.is_some() {
+        if !self.goes_on() {
             return None;
+        }
+        let logits = self.next_logits();
+        self.choose(&logits)
+    }
+}
+
+impl<B: Backend, S: KvStore<B>> Generate<'_, B, S> {
+    /// Whether another token may follow. Makes room for it where the text is told to forget.
+    pub(crate) fn goes_on(&mut self) -> bool {
+        if self.stopped.is_some() {
+            return false;
         }
         let is_full = self.text.len() > self.model.config().max_position_embeddings;
         if self.produced == self.options.max_new_tokens || is_full && self.options.shift.is_none() {
             self.stopped = Some(StopReason::Length);
-            return None;
+            return false;
         }
         if let Some(kept) = self.options.shift
             && is_full
         {
             self.forget(kept);
         }
-        let logits = self.next_logits();
+        true
+    }
+
+    /// The only token that is left to run, and where; `None` if there are more, those of a prompt.
+    pub(crate) fn last_token(&mut self) -> Option<(u32, &mut KvCache<B, S>)> {
+        match self.text[self.cache.tokens()..] {
+            [last] => Some((last, &mut self.cache)),
+            _ => None,
+        }
+    }
+
+    /// Takes the logits of the token that follows, `[vocabulary]`, and adds it to the text, unless it ends it.
+    pub(crate) fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let considered = self.options.vocabulary.unwrap_or(logits.len()).min(logits.len());
         let id = self.sampler.choose(&logits[..considered], &self.text);
         if self.options.stop_ids.contains(&id) {

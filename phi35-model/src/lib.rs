@@ -2,7 +2,8 @@
 //!
 //! [`Phi3`] is a Burn module whose field names are Hugging Face's parameter names. Read top-down: [`Phi3`] (model.rs),
 //! its decoder layers (block.rs), attention with rotary positions (attention.rs, rope.rs, mask.rs) over a key-value
-//! cache (cache.rs), and the feed-forward layers (mlp.rs). [`generate`] turns it into tokens and [`Tokenizer`] tokens into text.
+//! cache (cache.rs), and the feed-forward layers (mlp.rs). [`generate`] turns it into tokens, [`Batch`] for
+//! several texts at once, and [`Tokenizer`] tokens into text.
 //!
 //! ```
 //! use burn_flex::Flex;
@@ -19,6 +20,7 @@
 //! ```
 
 mod attention;
+mod batch;
 mod block;
 mod cache;
 mod chat;
@@ -33,11 +35,12 @@ mod stop;
 mod tokenizer;
 
 pub use attention::Attention;
+pub use batch::Batch;
 pub use block::DecoderLayer;
 pub use cache::{DenseKv, KvCache, KvStore, first_kept};
 pub use chat::{ChatError, ChatPrompt, ChatTemplate, Conversation, Message};
 pub use config::{Config, ConfigError, GenerationConfig, RopeScaling, TokenIds};
-pub use generation::{Generate, Generation, Prefix, PromptError, StopReason, generate, resume};
+pub use generation::{Generate, Generation, Prefix, PromptError, StopReason, check_prompt, generate, resume};
 pub use mask::{Mask, QueryMask};
 pub use mlp::Mlp;
 pub use model::{Decoder, Phi3};

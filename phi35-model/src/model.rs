@@ -1,5 +1,6 @@
 use crate::{
-    Config, ConfigError, DecoderLayer, KvCache, KvStore, Mask, Positions, Rope,
+    Config, ConfigError, DecoderLayer, KvCache, KvStore, Mask, QueryMask, Rope,
+    batch::Rows,
     block::{linear, norm},
 };
 use burn::{
@@ -86,6 +87,45 @@ impl<B: Backend> Phi3<B> {
     ///
     /// Where a longrope sequence passes its original length, every cached key is stale: those tokens are run again.
     pub fn hidden<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, cache: &mut KvCache<B, S>) -> Tensor<B, 3> {
+        let length = self.prepare(&ids, cache);
+        self.run(ids, length, cache)
+    }
+
+    /// Runs one new token of each of several sequences after those in its own cache, `[rows, 1]`: the state before the
+    /// head, `[rows, 1, hidden]`. Weights are read once for all; attention is that of each row alone.
+    ///
+    /// # Panics
+    /// If there are not as many caches as rows, or one is of a batch.
+    pub fn hidden_rows<S: KvStore<B>>(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        caches: &mut [&mut KvCache<B, S>],
+    ) -> Tensor<B, 3> {
+        let (rows, device) = (ids.dims()[0], ids.device());
+        assert!(rows == caches.len() && caches.iter().all(|cache| cache.left_padding.len() <= 1));
+        let mut positions = Vec::with_capacity(rows);
+        for (row, cache) in caches.iter_mut().enumerate() {
+            let length = self.prepare(&ids.clone().slice_dim(0, row..row + 1), cache);
+            positions.extend(cache.positions(1, length));
+        }
+        let rope = Rope::new(&self.config, &positions, &device);
+        let rules: Vec<Mask> = caches.iter().map(|cache| self.mask(cache)).collect();
+        let masks: Vec<QueryMask<'_, B>> =
+            rules.iter().zip(caches.iter()).map(|(rule, cache)| rule.queries(1, cache.tokens() + 1, &device)).collect();
+        // Each row has one of these; a layer needs some mask.
+        let no_mask = Mask::default();
+        let no_mask = no_mask.queries(1, 1, &device);
+        let mut x = self.model.embed_tokens.forward(ids);
+        for (i, layer) in self.model.layers.iter().enumerate() {
+            let stores = caches.iter_mut().map(|cache| &mut cache.layers[i]).collect();
+            x = layer.forward(x, &rope, &no_mask, &mut Rows::new(stores, &masks));
+        }
+        caches.iter_mut().for_each(|cache| cache.free_unseen(self.config.sliding_window));
+        self.model.norm.forward(x)
+    }
+
+    /// Makes a cache ready for new tokens, which it notes: the length of the sequence that they are rotated for.
+    fn prepare<S: KvStore<B>>(&self, ids: &Tensor<B, 2, Int>, cache: &mut KvCache<B, S>) -> usize {
         let ([_, new], before) = (ids.dims(), cache.tokens());
         let length = (before + new).max(cache.expected);
         if self.config.rope_scaling.is_some() {
@@ -104,20 +144,19 @@ impl<B: Backend> Phi3<B> {
             cache.ids = Some(stored.map_or_else(|| ids.clone(), |stored| Tensor::cat(vec![stored, ids.clone()], 1)));
         }
         cache.rotated_for = length;
-        self.run(ids, length, cache)
+        length
+    }
+
+    fn mask<S: KvStore<B>>(&self, cache: &KvCache<B, S>) -> Mask {
+        Mask { window: self.config.sliding_window, left_padding: cache.left_padding.clone() }
     }
 
     /// Runs tokens of a sequence that has `length` tokens with them, or will have.
     fn run<S: KvStore<B>>(&self, ids: Tensor<B, 2, Int>, length: usize, cache: &mut KvCache<B, S>) -> Tensor<B, 3> {
         let ([_, tokens], device) = (ids.dims(), ids.device());
-        let first = cache.tokens();
-        let positions = |&padding: &usize| Positions {
-            tokens: (first..first + tokens).map(|slot| slot.saturating_sub(padding)).collect(),
-            length: length.saturating_sub(padding),
-        };
-        let rope = Rope::new(&self.config, &cache.paddings().iter().map(positions).collect::<Vec<_>>(), &device);
-        let mask = Mask { window: self.config.sliding_window, left_padding: cache.left_padding.clone() };
-        let mask = mask.queries(tokens, first + tokens, &device);
+        let rope = Rope::new(&self.config, &cache.positions(tokens, length), &device);
+        let mask = self.mask(cache);
+        let mask = mask.queries(tokens, cache.tokens() + tokens, &device);
 
         let mut x = self.model.embed_tokens.forward(ids);
         for (layer, store) in self.model.layers.iter().zip(&mut cache.layers) {

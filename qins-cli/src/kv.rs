@@ -1,7 +1,7 @@
 //! How keys and values are stored, and how long texts are run, on the command line.
 
 use crate::output;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use clap::ValueEnum;
 use phi35_model::{Config, Generation, Phi3, Prefix};
@@ -87,6 +87,12 @@ impl LongArgs {
     pub fn set(&self, options: Generation, config: &Config) -> Generation {
         let expected_tokens = if self.rope == RopeStart::Long { config.original_length() + 1 } else { 0 };
         Generation { expected_tokens, ..options }
+    }
+
+    /// Fails if a file is given: it holds one text.
+    pub fn require_no_cache(&self) -> Result<()> {
+        ensure!(self.cache.is_none(), "--cache FILE holds one text: expected one prompt");
+        Ok(())
     }
 
     /// What an earlier run left, or nothing.

@@ -213,6 +213,31 @@ fn fewer_bits_are_further_off_in_every_measure() {
     assert!(number(kl, "/median/value") < number(kl, "/quantile_99/value"));
 }
 
+/// What a cache changes, on any model: nothing in f32, and more the fewer bits there are.
+#[test]
+fn a_cache_is_compared_with_floats() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = write(directory.path(), "text", STORIES);
+    let compared = |kv: &[&str]| {
+        let report = found("compare", Path::new(DEMO), &[&["--text", &text, "--context", "100"][..], kv].concat());
+        (report["model"]["kv"].clone(), report["reference"]["kv"].clone(), report["result"].clone())
+    };
+    let mut last = -1.0;
+    for (kv, most) in [("dense", 0.0), ("f32", 1e-9), ("f16", 1e-5), ("q8", 1e-3), ("v4", 2e-2)] {
+        let (model, reference, result) = compared(&["--kv", kv]);
+        assert_eq!((model, reference), (kv.into(), "dense".into()));
+        let kl = number(&result, "/kl_nats/mean/value");
+        assert!(kl.abs() <= most && (kl > last || kv == "f32"), "{kv}: {kl}");
+        last = kl.max(last);
+        let alone = found("perplexity", Path::new(DEMO), &["--text", &text, "--context", "100", "--kv", kv]);
+        assert_eq!(alone["model"]["kv"], kv);
+        let of_both = ["/result/perplexity_per_token/value", "/model_perplexity/perplexity_per_token/value"];
+        assert_eq!(number(&alone, of_both[0]), number(&result, of_both[1]), "{kv}");
+    }
+    let (_, reference, same) = compared(&["--kv", "q8", "--reference-kv", "q8"]);
+    assert_eq!((reference, number(&same, "/kl_nats/mean/value")), ("q8".into(), 0.0));
+}
+
 #[test]
 fn a_container_is_compared_as_what_it_holds() {
     let directory = model();

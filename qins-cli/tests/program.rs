@@ -6,7 +6,7 @@ use qins_tests::write_model;
 use running::{failure, json_of, model, qins, run, word_tokenizer};
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -703,6 +703,153 @@ fn a_cache_is_left_to_the_next_run() {
     let floats = failure(run(&[&generate[..], &["--kv", "dense", "--cache", "x"]].concat(), directory.path()));
     assert!(floats.contains("--kv"), "{floats}");
     assert_eq!(qins().args(["generate", "--kv", "q9", "--ids", "1", "demo"]).output().unwrap().status.code(), Some(2));
+}
+
+/// Each as it is alone with its own seed, whatever number is written at once.
+#[test]
+fn several_prompts_are_continued_as_each_alone() {
+    let directory = model();
+    word_tokenizer(directory.path());
+    let prompts = ["once upon", "a", "time time upon a once", "upon", "a time"];
+    let common = ["-n", "12", "--temperature", "1", "--kv", "q8", "--stop", "once", "--json"];
+    let run_with = |more: &[&str]| json_of(run(&[&["generate"], more, &common].concat(), directory.path()));
+    let alone = prompts.iter().enumerate().map(|(i, prompt)| run_with(&["-p", prompt, "--seed", &(7 + i).to_string()]));
+    let alone: Vec<Value> = alone.collect();
+    let all: Vec<&str> = prompts.iter().flat_map(|prompt| ["-p", prompt]).collect();
+    let file = directory.path().join("prompts.txt");
+    std::fs::write(&file, prompts.join("\n") + "\n\n").unwrap();
+    for how in [&[&all[..], &["--batch", "2"]].concat()[..], &all, &["--prompts", file.to_str().unwrap()]] {
+        let report = run_with(&[how, &["--seed", "7"]].concat());
+        let texts = report["texts"].as_array().unwrap();
+        assert_eq!(texts.len(), prompts.len());
+        for (text, alone) in texts.iter().zip(&alone) {
+            for field in ["prompt_ids", "ids", "text", "stop"] {
+                assert_eq!(text[field], alone[field], "{field} of {text}, alone {alone}");
+            }
+        }
+        let tokens: usize = texts.iter().map(|text| text["ids"].as_array().unwrap().len()).sum();
+        assert_eq!(report["timings"]["generate_tokens"], tokens);
+    }
+    let stops: BTreeSet<&str> = alone.iter().map(|text| text["stop"].as_str().unwrap()).collect();
+    assert!(stops.len() > 1, "texts end in several ways: {stops:?}");
+
+    let shown = run(&["generate", "--ids", "1,2", "--ids", "3", "-n", "2", "--ignore-eos"], directory.path());
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.starts_with("==> 1 of 2 <==\n") && shown.contains("\n\n==> 2 of 2 <==\n"), "{shown}");
+    let unknown = failure(run(&["generate", "--ids", "1", "--ids", "99", "-n", "2"], directory.path()));
+    assert!(unknown.contains("prompt 2") && unknown.contains("99"), "{unknown}");
+    let cached = failure(run(&["generate", "--ids", "1", "--ids", "2", "--cache", "x"], directory.path()));
+    assert!(cached.contains("one prompt"), "{cached}");
+}
+
+/// Random weights, and rotary factors that change past 300 tokens.
+fn longrope_model() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let factors = |f: f32| (0..6).map(|i| 1.0 + f * i as f32).collect::<Vec<_>>();
+    let scaling = json!({"type": "longrope", "short_factor": factors(0.1), "long_factor": factors(2.0)});
+    write_model(
+        directory.path(),
+        json!({"vocab_size": 50, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 900,
+            "original_max_position_embeddings": 300, "rope_scaling": scaling}),
+    );
+    directory
+}
+
+/// What is kept between turns, in memory or by a file, changes no answer: neither before nor past the crossing.
+#[test]
+fn turns_across_the_long_rope_are_answered_as_without_what_was_kept() {
+    let directory = longrope_model();
+    word_tokenizer(directory.path());
+    let template = json!({"chat_template": "{% for m in messages %}{{ m.content }} {% endfor %}"});
+    std::fs::write(directory.path().join("tokenizer_config.json"), template.to_string()).unwrap();
+    let common = ["-n", "40", "--temperature", "0", "--kv", "q8", "--json"];
+    let say = ["once upon a time ", "a time upon a ", "time time once "];
+    let say: Vec<String> = (0..6).map(|turn| say[turn % 3].repeat(20 + turn) + "\n").collect();
+    let whole = json_of(chat(&common, directory.path(), &say.concat()));
+    let tokens = |report: &Value, field: &str| -> Vec<u64> {
+        report["answers"].as_array().unwrap().iter().map(|answer| answer[field].as_u64().unwrap()).collect()
+    };
+    let lengths = tokens(&whole, "prompt_tokens");
+    assert!(lengths[1] < 300 && lengths.last().unwrap() > &400, "the conversation crosses 300 tokens: {lengths:?}");
+    assert!(tokens(&whole, "reused_tokens")[1..].iter().all(|&n| n > 0));
+
+    let cache = directory.path().join("text.kv");
+    for more in [&[][..], &["--cache", cache.to_str().unwrap()]] {
+        let mut messages = directory.path().join("none");
+        for (turn, line) in say.iter().enumerate() {
+            let file = directory.path().join(format!("{}-{turn}.json", more.len()));
+            let resume = ["--resume", messages.to_str().unwrap()];
+            let resume = if turn == 0 { &[][..] } else { &resume };
+            let report = json_of(chat(
+                &[&common[..], more, resume].concat(),
+                directory.path(),
+                &format!("{line}/save {}\n", file.display()),
+            ));
+            assert_eq!(tokens(&report, "reused_tokens")[0] > 0, turn > 0 && !more.is_empty(), "turn {turn}");
+            messages = file;
+        }
+        assert_eq!(qins_tests::read_json(&messages), whole["messages"], "{more:?}");
+    }
+}
+
+/// The program ends and starts again within a text that crosses the long rope: the same tokens as in one run, and as
+/// without what the file saves.
+#[test]
+fn a_restart_beside_the_long_rope_changes_no_token() {
+    let directory = longrope_model();
+    let list = |ids: &[u64]| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    let found = |ids: &[u64], n: usize, more: &[&str]| -> (Vec<u64>, u64) {
+        let (ids, n) = (list(ids), n.to_string());
+        let arguments = ["generate", "--ids", &ids, "-n", &n, "--ignore-eos", "--json"];
+        let report = json_of(run(&[&arguments[..], more].concat(), directory.path()));
+        let ids = report["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+        (ids, report["timings"]["reused_tokens"].as_u64().unwrap())
+    };
+    for kv in ["f16", "q8"] {
+        let file = directory.path().join(kv);
+        let cached = ["--kv", kv, "--cache", file.to_str().unwrap()];
+        let prompt: Vec<u64> = (0..150).map(|i| (i * i + 7 * i) % 50).collect();
+        let whole = found(&prompt, 300, &["--kv", kv]).0;
+        let mut text = prompt;
+        // Four restarts, of which one is past the crossing at 300 tokens and another before it.
+        for part in whole.chunks(75) {
+            let (ids, reused) = found(&text, part.len(), &cached);
+            assert_eq!(ids, part, "{kv}, after {} tokens", text.len());
+            assert_eq!(reused > 0, text.len() > 150, "{kv}");
+            text.extend(ids);
+        }
+        assert_eq!(text.len(), 450);
+        assert_eq!(found(&text, 20, &cached).0, found(&text, 20, &["--kv", kv]).0, "{kv}");
+    }
+}
+
+/// What `inspect --ctx` foresees is what a filled cache takes, resident.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_memory_of_a_cache_is_foreseen() {
+    let directory = tempfile::tempdir().unwrap();
+    write_model(
+        directory.path(),
+        json!({"vocab_size": 64, "hidden_size": 768, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 8, "max_position_embeddings": 70_000}),
+    );
+    let tokens = 65_536;
+    let peak = |kv: &str, context: usize| {
+        let context = context.to_string();
+        let arguments = ["bench", "--prompt", "1", "--generate", "2", "--reps", "1", "--kv", kv, "--json", "--context"];
+        let report = json_of(run(&[&arguments[..], &[context.as_str()]].concat(), directory.path()));
+        report["peak_rss_bytes"].as_u64().unwrap() as f64
+    };
+    let shown = json_of(run(&["inspect", "--ctx", &(tokens + 3).to_string(), "--json"], directory.path()));
+    let foreseen = |kv: &str| shown["kv"][kv]["bytes"].as_u64().unwrap() as f64;
+    for kv in ["f16", "v8", "q8"] {
+        let measured = peak(kv, tokens) - peak(kv, 0);
+        let off = measured / foreseen(kv) - 1.0;
+        println!("{kv}: {} bytes foreseen, {measured} measured, {:+.2} %", foreseen(kv), 100.0 * off);
+        assert!(off.abs() < 0.03, "{kv}: {measured} bytes, {} foreseen", foreseen(kv));
+    }
+    assert!(foreseen("v8") <= 0.77 * foreseen("f16") && foreseen("q8") <= 0.53 * foreseen("f16"));
 }
 
 #[test]

@@ -6,10 +6,12 @@ use burn::{
 };
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
+use phi35_model::{Generation, Prefix, resume};
 use qins_backend::{Policy, Qins};
-use qins_codec::Format;
+use qins_codec::{Format, kv::KvFormat};
 use qins_import::{Checkpoint, Container, container::Converter, load_container, load_encoded, plan};
-use qins_tests::write_model;
+use qins_kv_cache::QinsKvCache;
+use qins_tests::{random_model, write_model};
 use serde_json::json;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -151,4 +153,29 @@ fn loading_encoded_makes_no_float_copy() {
     let allowed = encoded + others * 4 + largest * 33 / 32 + (1 << 20);
     assert!(bytes <= allowed, "{bytes} bytes; {encoded} are codes, {} would be the floats", weights * 4);
     assert!(allowed < weights * 4 / 2, "the gate would let half the floats through");
+}
+
+/// In codes, with a window or a shift: after 2000 tokens nothing grows but the text itself.
+#[test]
+fn ten_thousand_tokens_take_the_memory_of_two_thousand() {
+    let _alone = ALONE.lock().unwrap();
+    for (window, context, shift) in [(Some(100), 20_000, None), (None, 96, Some(8))] {
+        let config = json!({"vocab_size": 40, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": context, "sliding_window": window});
+        let (_, config, _) = random_model(config);
+        let model = config.init::<Flex>(&Default::default()).unwrap();
+        let prefix = Prefix::with(&model, || QinsKvCache::new(KvFormat::Q8));
+        let options = Generation { max_new_tokens: 10_000, shift, ..Default::default() };
+        let mut tokens = resume(&model, prefix, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], options).unwrap();
+        assert_eq!(tokens.by_ref().take(2000).count(), 2000);
+        let (more, grown) = peak(|| tokens.by_ref().count());
+        assert_eq!(more, 8000);
+        // Twice its ids where their room is doubled, and what running tokens takes for a moment.
+        let allowed = 2 * 10_010 * size_of::<u32>() + (1 << 18);
+        assert!(grown < allowed, "{grown} bytes more, window {window:?}");
+        let stored = 8000 * 2 * 4 * KvFormat::Q8.token_bytes(24);
+        assert!(allowed < stored / 2, "the gate would let half of what is stored through");
+        let bytes: usize = tokens.into_prefix().cache().layers().iter().map(QinsKvCache::bytes).sum();
+        assert!(bytes <= 256 * 2 * 4 * KvFormat::Q8.token_bytes(24), "{bytes} bytes");
+    }
 }

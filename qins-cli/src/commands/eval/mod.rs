@@ -6,7 +6,7 @@ mod perplexity;
 pub mod report;
 mod sampling;
 mod tasks;
-mod text;
+pub mod text;
 mod with;
 
 use anyhow::Result;

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::model::ModelArgs;
 use anyhow::Result;
+use qins_kv_cache::KvChoice;
 use serde::Serialize;
 
 /// How well a model predicts a text.
@@ -17,6 +18,9 @@ use serde::Serialize;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// How keys and values are stored: dense (the backend's floats), f32, f16, v8, q8, v4
+    #[arg(long, value_name = "FORMAT", default_value_t = KvChoice::Dense)]
+    kv: KvChoice,
     #[command(flatten)]
     windows: WindowArgs,
     /// Print one JSON object
@@ -40,7 +44,7 @@ struct Inputs {
 
 pub fn run(args: Args) -> Result<()> {
     let (corpus, windows, text) = args.windows.read(&args.model.model)?;
-    let (model, result) = with::one(&args.model, |model| {
+    let (model, result) = with::one(&args.model, args.kv, |model| {
         timed(|| {
             let bar = progress(text.windows(), "windows");
             let found = qins_eval::perplexity(model, &corpus, &windows, |_| bar.inc(1))?;

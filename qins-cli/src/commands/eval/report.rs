@@ -77,8 +77,10 @@ pub fn estimate(estimate: Estimate) -> String {
 impl About {
     /// As the output says it.
     pub fn line(&self, role: &str) -> String {
-        let Self { model, weights, weight_bytes, bits_per_weight, .. } = self;
-        format!("{role:<10} {model}: {weights} weights in {weight_bytes} bytes, {bits_per_weight:.3} bits each\n")
+        let Self { model, weights, weight_bytes, bits_per_weight, kv, .. } = self;
+        format!(
+            "{role:<10} {model}: {weights} weights in {weight_bytes} bytes, {bits_per_weight:.3} bits each; cache {kv}\n"
+        )
     }
 }
 

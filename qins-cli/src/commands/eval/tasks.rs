@@ -4,6 +4,7 @@ use super::{
 };
 use crate::model::ModelArgs;
 use anyhow::{Context, Result};
+use qins_kv_cache::KvChoice;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -47,7 +48,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut tasks = qins_eval::read_tasks(&text::read_utf8(&args.file)?).with_context(name)?;
     tasks.truncate(args.limit.map_or(usize::MAX, |limit| limit as usize));
     let tokenizer = args.model.model.require_tokenizer()?;
-    let (model, result) = with::one(&args.model, |model| {
+    let (model, result) = with::one(&args.model, KvChoice::Dense, |model| {
         timed(|| {
             let bar = progress(tasks.len(), "questions");
             let found = qins_eval::answer(model, &tokenizer, &tasks, |_| bar.inc(1)).with_context(name)?;

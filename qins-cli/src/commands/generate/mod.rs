@@ -1,26 +1,38 @@
+//! Texts that go on from a prompt, one as it comes or several at once.
+
+mod several;
+
 use crate::{
+    commands::eval::text,
     ids,
     kv::{KvArgs, LongArgs},
     model::{Loaded, ModelArgs, Run},
     output,
     sampling::{self, SamplingArgs},
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::backend::Backend;
-use phi35_model::{Generation, Phi3, StopReason, StopText, TextStream, resume};
+use phi35_model::{Generation, Phi3, StopReason, StopText, TextStream, Tokenizer, resume};
 use serde::Serialize;
-use std::time::Instant;
+use several::{Prompt, Several};
+use std::{path::PathBuf, time::Instant};
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Text to continue
-    #[arg(short, long, required_unless_present = "ids", conflicts_with = "ids")]
-    prompt: Option<String>,
-    /// Token ids to continue, as 1,2,3; needs no tokenizer
-    #[arg(long)]
-    ids: Option<String>,
+    /// Text to continue; given several times, all are continued side by side, the Nth with the seed S + N - 1
+    #[arg(short, long, required_unless_present_any = ["ids", "prompts"], conflicts_with_all = ["ids", "prompts"])]
+    prompt: Vec<String>,
+    /// Token ids to continue, as 1,2,3; needs no tokenizer; may be given several times, as --prompt
+    #[arg(long, conflicts_with = "prompts")]
+    ids: Vec<String>,
+    /// A file with a text to continue on every line; empty lines do not count
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Texts of several prompts that are written at once; as one ends, the next begins
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
     /// Tokens to generate at most
     #[arg(short, long, value_name = "N", default_value_t = 128)]
     n: usize,
@@ -71,21 +83,30 @@ struct Timings {
 
 pub fn run(args: Args) -> Result<()> {
     let source = &args.model.model;
-    let (prompt_ids, tokenizer, vocabulary) = match (&args.prompt, &args.ids) {
-        (Some(text), _) => {
-            let tokenizer = source.require_tokenizer()?;
-            let vocabulary = tokenizer.vocabulary();
-            (tokenizer.encode(text)?, Some(tokenizer), Some(vocabulary))
-        }
-        (None, ids) => {
-            // Ids need no tokenizer; a stop text does.
-            let tokenizer = match args.stop.is_empty() {
-                true => source.tokenizer()?,
-                false => Some(source.require_tokenizer()?),
-            };
-            (ids::parse(ids.as_deref().unwrap_or_default())?, tokenizer, None)
-        }
+    let mut texts = args.prompt.clone();
+    if let Some(file) = &args.prompts {
+        texts = text::read_utf8(file)?.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        ensure!(!texts.is_empty(), "{}: expected a prompt a line, found none", file.display());
+    }
+    // Ids need no tokenizer; a stop text does.
+    let tokenizer = match texts.is_empty() && args.stop.is_empty() {
+        true => source.tokenizer()?,
+        false => Some(source.require_tokenizer()?),
     };
+    let vocabulary = tokenizer.as_ref().filter(|_| !texts.is_empty()).map(Tokenizer::vocabulary);
+    let prompt = |text: String, ids: Vec<u32>| Prompt {
+        stream: tokenizer.as_ref().map(|tokenizer| tokenizer.stream(&ids)),
+        text,
+        ids,
+    };
+    let mut prompts = Vec::new();
+    for text in texts {
+        let ids = tokenizer.as_ref().expect("a text has one").encode(&text)?;
+        prompts.push(prompt(text, ids));
+    }
+    for list in &args.ids {
+        prompts.push(prompt(String::new(), ids::parse(list)?));
+    }
     let config = source.config()?;
     let stop_ids = if args.ignore_eos { Vec::new() } else { source.stop_ids(&config)? };
     let sampling = args.sampling.sampling(args.temperature);
@@ -98,17 +119,23 @@ pub fn run(args: Args) -> Result<()> {
         ..Generation::default()
     };
     let options = args.long.set(args.kv.set(options), &config);
-    let task = Task {
-        text: tokenizer.as_ref().map(|tokenizer| tokenizer.stream(&prompt_ids)),
-        prompt: args.prompt.clone().unwrap_or_default(),
-        prompt_ids,
-        options,
-        kv: args.kv.clone(),
-        long: args.long.clone(),
-        stops: StopText::new(args.stop.clone()),
-        json: args.json,
-    };
-    args.model.run(task)
+    let (kv, stops) = (args.kv.clone(), StopText::new(args.stop.clone()));
+    if args.prompts.is_some() || prompts.len() > 1 {
+        args.long.require_no_cache()?;
+        return args.model.run(Several { prompts, options, kv, stops, at_once: args.batch as usize, json: args.json });
+    }
+    let Prompt { text: prompt, ids: prompt_ids, stream } = prompts.remove(0);
+    let long = args.long.clone();
+    args.model.run(Task { text: stream, prompt, prompt_ids, options, kv, long, stops, json: args.json })
+}
+
+/// What `stop` says of a text; `by_text`: a `--stop` text came.
+fn stop_name(by_text: bool, reason: Option<StopReason>) -> &'static str {
+    match reason {
+        _ if by_text => "stop",
+        Some(StopReason::Eos) => "eos",
+        Some(StopReason::Length) | None => "length",
+    }
 }
 
 struct Task<'t> {
@@ -168,11 +195,7 @@ impl Run for Task<'_> {
             generate_tokens: ids.len(),
             reused_tokens: tokens.reused_tokens(),
         };
-        let stop = match tokens.stop_reason() {
-            _ if stopped => "stop",
-            Some(StopReason::Eos) => "eos",
-            Some(StopReason::Length) | None => "length",
-        };
+        let stop = stop_name(stopped, tokens.stop_reason());
         self.long.keep(model, &tokens.into_prefix())?;
         let report =
             Report { prompt_ids: self.prompt_ids, ids, text, stop, timings, peak_rss_bytes: output::peak_rss_bytes() };
