@@ -1,13 +1,19 @@
 //! Kernels of a graphics device, plain and fused, against the scalar decoder; and what they take of the device's memory.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend, module::embedding};
+use burn::{
+    nn::{Linear, LinearConfig},
+    tensor::{DType, Int, Tensor, TensorData, backend::Backend, module::embedding},
+};
 use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use cubecl::Runtime;
 use proptest::prelude::*;
-use qins_backend::{Qins, QinsTensor};
+use qins_backend::{BufferError, Policy, Qins, QinsTensor, check_buffers, limit_buffers};
 use qins_codec::{Encoded, Format, Slice, encode};
 use qins_tests::{Random, has_gpu};
-use std::sync::Mutex;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Mutex,
+};
 
 type Unfused = CubeBackend<WgpuRuntime, f32, i32, u32>;
 
@@ -31,8 +37,28 @@ fn tensor<B: Backend, const D: usize>(values: &[f32], shape: [usize; D]) -> Tens
 
 /// The weight of a linear layer, `[in, out]`.
 fn weight<B: Backend>(encoded: &Encoded) -> Tensor<Qins<B>, 2> {
-    let weight = QinsTensor::<B>::from_encoded(encoded.clone(), &Default::default());
-    Tensor::<Qins<B>, 2>::from_primitive(weight.into_primitive()).dequantize().transpose()
+    matrix::<B>(encoded, usize::MAX).dequantize().transpose()
+}
+
+/// The encoded matrix, moved to a device that holds `limit` bytes in one piece.
+fn matrix<B: Backend>(encoded: &Encoded, limit: usize) -> Tensor<Qins<B>, 2> {
+    let tensor = within(limit, || QinsTensor::<B>::from_encoded(encoded.clone(), &Default::default()));
+    assert!(tensor.largest_piece() <= limit, "{} bytes, of {limit}: {:?}", tensor.largest_piece(), encoded.header());
+    Tensor::from_primitive(tensor.into_primitive())
+}
+
+/// What `work` does while the device holds `limit` bytes in one piece.
+fn within<T>(limit: usize, work: impl FnOnce() -> T) -> T {
+    limit_buffers(limit);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    limit_buffers(usize::MAX);
+    result.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// A limit at which a matrix lies in parts of so many rows.
+fn limit_for(encoded: &Encoded, rows: usize) -> usize {
+    let header = encoded.header();
+    rows * header.format.planes() * header.format.code_bytes(header.cols)
 }
 
 /// `x W^T` and, for each result, the sum of what its products are in magnitude.
@@ -59,10 +85,15 @@ fn assert_product(found: TensorData, x: &[f32], encoded: &Encoded, precision: f6
 
 /// Every way in which a product meets a weight, on one backend.
 fn products<B: Backend>(format: Format, rows: usize, cols: usize, m: usize, seed: u64) {
+    products_in_parts::<B>(format, rows, cols, m, seed, rows);
+}
+
+/// Of a weight in parts of so many rows.
+fn products_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, m: usize, seed: u64, part: usize) {
     let mut random = Random(seed);
     let encoded = weights(format, rows, cols, &mut random);
     let x = inputs(m, cols, &mut random);
-    let weight = weight::<B>(&encoded);
+    let weight = matrix::<B>(&encoded, limit_for(&encoded, part)).dequantize().transpose();
 
     let plain = tensor::<Qins<B>, 2>(&x, [m, cols]);
     let product = plain.clone().matmul(weight.clone());
@@ -94,6 +125,11 @@ fn products<B: Backend>(format: Format, rows: usize, cols: usize, m: usize, seed
 /// Decoded weights are the scalar decoder's, bit for bit; of several planes, whose law is arithmetic, where the device has
 /// f64.
 fn decoded<B: Backend>(format: Format, rows: usize, cols: usize, seed: u64) {
+    decoded_in_parts::<B>(format, rows, cols, seed, rows);
+}
+
+/// Of a weight in parts of so many rows.
+fn decoded_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, seed: u64, part: usize) {
     let encoded = weights(format, rows, cols, &mut Random(seed));
     let expected = encoded.matrix().decode();
     let assert_same = |found: TensorData, expected: &[f32]| {
@@ -104,7 +140,7 @@ fn decoded<B: Backend>(format: Format, rows: usize, cols: usize, seed: u64) {
             assert!(found == expected || near, "{:?}: weight {i}: {found}, not {expected}", encoded.header());
         }
     };
-    let weight = weight::<B>(&encoded);
+    let weight = matrix::<B>(&encoded, limit_for(&encoded, part)).dequantize().transpose();
     assert_same((weight.clone() + 0.0).transpose().into_data(), &expected);
     let indices = [rows - 1, 0, rows / 2, rows - 1];
     let at = Tensor::<Qins<B>, 2, Int>::from_data([indices.map(|i| i as i64)], &Default::default());
@@ -145,6 +181,92 @@ fn every_format_has_its_products() {
             decoded::<Wgpu>(format, 8, 96, 10);
         }
     }
+}
+
+/// What stays coded and what is read back is the same of a weight in parts as of one in one piece, bit for bit.
+fn same_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, part: usize) {
+    let encoded = weights(format, rows, cols, &mut Random(11));
+    let limit = limit_for(&encoded, part);
+    let (whole, parts) = (matrix::<B>(&encoded, usize::MAX), matrix::<B>(&encoded, limit));
+    let same = |case: &str, op: &dyn Fn(Tensor<Qins<B>, 2>) -> TensorData| {
+        let [expected, found] = [&whole, &parts].map(|tensor| op(tensor.clone()));
+        assert_eq!(found.bytes, expected.bytes, "{case}: {:?}, parts of {part} rows", encoded.header());
+    };
+    same("data", &|tensor| tensor.into_data());
+    same("transposed", &|tensor| tensor.transpose().into_data());
+    let back = |tensor: Tensor<Qins<B>, 2>| -> Tensor<Qins<B>, 2> {
+        within(limit, || Tensor::from_data(tensor.into_data(), &Default::default()))
+    };
+    same("data and back", &|tensor| back(tensor).into_data());
+    let device = Default::default();
+    same("another device", &|tensor| within(limit, || tensor.to_device(&device)).into_data());
+    for range in [0..part, part - 1..part + 1, 1..rows, part..part + 1, rows - 1..rows, 0..rows] {
+        same("rows", &|tensor| tensor.slice([range.clone()]).into_data());
+    }
+    let group = format.group().max(32);
+    same("rows and groups", &|tensor| tensor.slice([part - 1..rows, group..cols]).into_data());
+    same("rows, decoded", &|tensor| (tensor.slice([part - 1..rows]).dequantize() * 1.0).into_data());
+    let ids = Tensor::from_data([rows - 1, part, 0, part - 1, part].map(|i| i as i64), &device);
+    same("selected", &|tensor| tensor.select(0, ids.clone()).into_data());
+    same("selected, decoded", &|tensor| tensor.dequantize().select(0, ids.clone()).into_data());
+    let elements: Vec<i64> = (0..2 * cols).map(|i| (i * 5 % rows) as i64).collect();
+    let elements = Tensor::<Qins<B>, 2, Int>::from_data(TensorData::new(elements, [2, cols]), &device);
+    same("gathered", &|tensor| tensor.dequantize().gather(0, elements.clone()).into_data());
+}
+
+/// Parts of whole tiles and of a few rows, of rows that are whole units and of others.
+#[test]
+fn a_weight_beyond_the_limit_lies_in_parts() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        for &format in Format::ALL {
+            products_in_parts::<Unfused>(format, 19, 288, 1, 5, 7);
+            products_in_parts::<Wgpu>(format, 150, 96, 33, 6, 64);
+            products_in_parts::<Wgpu>(format, 21, 172, 3, 7, 5);
+            products_in_parts::<Unfused>(format, 70, 45, 9, 8, 33);
+            decoded_in_parts::<Unfused>(format, 21, 172, 9, 10);
+            decoded_in_parts::<Wgpu>(format, 9, 96, 10, 1);
+            same_in_parts::<Unfused>(format, 21, 172, 5);
+            same_in_parts::<Wgpu>(format, 13, 160, 6);
+        }
+    }
+}
+
+#[test]
+fn what_a_device_cannot_hold_is_named() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !has_gpu() {
+        return;
+    }
+    let message = |work: &dyn Fn()| {
+        let panic = catch_unwind(AssertUnwindSafe(|| within(4096, work))).expect_err("beyond the limit");
+        panic.downcast_ref::<String>().expect("a text").clone()
+    };
+    let encoded = weights(Format::Q8, 64, 96, &mut Random(2));
+    let weight = matrix::<Wgpu>(&encoded, 4096).dequantize();
+    // Parts hold it, its floats do not lie anywhere.
+    let found = message(&|| drop((weight.clone() * 1.0).into_data()));
+    assert_eq!(
+        found,
+        "a result 64 x 96 in F32 of a weight 64 x 96 in q8 takes 24576 bytes in one piece, of which the device holds 4096"
+    );
+    let x = inputs(17, 96, &mut Random(3));
+    let product = || tensor::<Qins<Wgpu>, 2>(&x, [17, 96]).matmul(weight.clone().transpose());
+    let found = message(&|| drop(product().into_data()));
+    assert!(found.starts_with("a result 17 x 64 in F32"), "{found}");
+    assert_product(product().into_data(), &x, &encoded, 1e-6);
+
+    let device = Default::default();
+    let check = |layer: &Linear<Qins<Wgpu>>| within(4096, || check_buffers(layer, &device));
+    let layer = LinearConfig::new(96, 64).with_bias(false).init::<Qins<Wgpu>>(&device);
+    let error = BufferError { tensor: "weight".to_owned(), bytes: 96 * 64 * 4, limit: 4096 };
+    assert_eq!(check(&layer), Err(error));
+    let coded = within(4096, || Policy::linear(Format::Q8).encode(layer)).unwrap();
+    assert_eq!(check(&coded), Ok(()));
+    // Its last row alone is beyond the limit.
+    let long = LinearConfig::new(8192, 2).with_bias(false).init::<Qins<Wgpu>>(&device);
+    let long = within(4096, || Policy::linear(Format::Q8).encode(long)).unwrap();
+    assert_eq!(check(&long), Err(BufferError { tensor: "weight".to_owned(), bytes: 8192, limit: 4096 }));
 }
 
 /// Bytes in use and bytes reserved on the device, by this thread.

@@ -21,7 +21,7 @@ pub(super) const LINE_ROWS: usize = 2;
 /// Rows of a cube.
 pub(super) const ROWS: usize = LINES * LINE_ROWS;
 
-/// `x W^T`: `x [m, in]` to `out [m, out]`.
+/// `x W^T`: `x [m, in]` to the columns of `out [m, out]` that are these rows of `W`.
 #[cube(launch_unchecked)]
 pub(super) fn matvec<F: Float>(
     x: &Array<F>,
@@ -111,7 +111,7 @@ pub(super) fn matvec<F: Float>(
         let row = CUBE_POS_X as usize * ROWS + of_unit / m;
         // Sums are ordered by row, then input.
         if row < coded.rows {
-            out[(of_unit % m) * coded.rows + row] = F::cast_from(sum);
+            out[(of_unit % m) * coded.all_rows + coded.first_row + row] = F::cast_from(sum);
         }
     }
 }
