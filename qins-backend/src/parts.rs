@@ -41,6 +41,21 @@ pub struct BufferError {
     pub limit: usize,
 }
 
+/// Bytes from which on a device is waited for.
+const LARGE: usize = 1 << 20;
+
+/// Waits until a device has taken large words, so that no more than one tensor is staged in the host's memory at a time.
+///
+/// # Panics
+/// If the device could not take them.
+fn wait_for<B: Backend>(words: &IntTensor<B>, limit: Option<usize>) {
+    if limit.is_some() && words.shape()[0] * size_of::<u32>() >= LARGE {
+        // CubeCL lets writes wait for some other work; reading is that, and synchronizing is not.
+        let first = B::int_slice(words.clone(), &[Slice::from(0..1)]);
+        burn_backend::read_sync(B::int_into_data(first)).expect("a device with memory for its tensors");
+    }
+}
+
 /// Consecutive rows of an encoded matrix, as a matrix of their own.
 #[derive(Debug, Clone)]
 pub(crate) struct Part<B: Backend> {
@@ -63,22 +78,21 @@ impl<B: Backend> Part<B> {
     pub(crate) fn upload(header: &Header, codes: &[u8], scales: &[u8], device: &Device<B>) -> Vec<Self> {
         let Header { format, rows: all, cols, .. } = *header;
         let (code_row, scale_row) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let limit = largest_buffer::<B>(device);
         let part = |rows: Range<usize>| {
             let plane = |i: usize| &codes[(i * all + rows.start) * code_row..(i * all + rows.end) * code_row];
             let scales = &scales[rows.start * scale_row..rows.end * scale_row];
-            Self {
-                codes: words::<B>((0..format.planes()).map(plane), device),
-                scales: words::<B>([scales], device),
-                first_row: rows.start,
-                rows: rows.len(),
-            }
+            let codes = words::<B>((0..format.planes()).map(plane), device);
+            wait_for::<B>(&codes, limit);
+            Self { codes, scales: words::<B>([scales], device), first_row: rows.start, rows: rows.len() }
         };
-        ranges(header, largest_buffer::<B>(device)).map(part).collect()
+        ranges(header, limit).map(part).collect()
     }
 
     /// As [`upload`](Self::upload), of whole words, which backends of the host's memory may keep where they lie.
     pub(crate) fn upload_words(header: &Header, codes: Bytes, scales: Bytes, device: &Device<B>) -> Vec<Self> {
-        if ranges(header, largest_buffer::<B>(device)).count() != 1 {
+        let limit = largest_buffer::<B>(device);
+        if ranges(header, limit).count() != 1 {
             return Self::upload(header, &codes, &scales, device);
         }
         let words = |bytes: Bytes, expected: usize| match expected.div_ceil(4) {
@@ -86,6 +100,7 @@ impl<B: Backend> Part<B> {
             n => B::int_from_data(TensorData::from_bytes(bytes, [n], DType::U32), device),
         };
         let (codes, scales) = (words(codes, header.code_bytes()), words(scales, header.scale_bytes()));
+        wait_for::<B>(&codes, limit);
         vec![Self::whole(header, codes, scales)]
     }
 

@@ -7,9 +7,11 @@ use burn::{
 use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use cubecl::Runtime;
 use proptest::prelude::*;
-use qins_backend::{BufferError, Policy, Qins, QinsTensor, check_buffers, limit_buffers};
+use qins_backend::{BufferError, Policy, Qins, QinsTensor, check_buffers, limit_buffers, traffic, weight_bytes};
 use qins_codec::{Encoded, Format, Slice, encode};
-use qins_tests::{Random, has_gpu};
+use qins_import::{Checkpoint, load_encoded};
+use qins_tests::{Random, has_gpu, write_model};
+use serde_json::json;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::Mutex,
@@ -301,6 +303,48 @@ fn no_floats<B: Backend>() {
     assert!(in_use as f64 <= 1.05 * codes as f64, "{in_use} bytes for {codes} of codes");
     assert!(reserved < floats, "{reserved} bytes were reserved; the weight's floats take {floats}");
     drop((weight, product));
+}
+
+/// A token of a model reads codes, scale codes and next to nothing else, in one launch a layer's weight; and its weights lie on
+/// the device as they were stored.
+fn token<B: Backend>() {
+    let directory = tempfile::tempdir().unwrap();
+    let layers = 4;
+    let sizes = json!({"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": layers,
+        "num_attention_heads": 8, "max_position_embeddings": 64});
+    let (config, tensors) = write_model(directory.path(), sizes);
+    let matrices = |name: &str| name.contains("proj") || name.contains("lm_head");
+    let codes: usize = tensors.iter().filter(|t| matrices(&t.name)).map(|t| t.values.len()).sum();
+    drop(tensors);
+
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let policy = Policy::linear(Format::Q8).with_embeddings(Format::F16);
+    let [in_use_before, reserved_before] = memory();
+    let model = config.init::<Qins<B>>(&Default::default()).unwrap();
+    let model = load_encoded::<B, _>(model, &checkpoint, &policy, |_| ()).unwrap();
+    let before = traffic();
+    let logits = model.sequence_logits(&[3]).unwrap();
+    assert_eq!(logits.clone().into_data().num_elements(), 2048);
+    let (launches, bytes) = (traffic().launches - before.launches, traffic().bytes - before.bytes);
+    let [in_use, reserved] = memory();
+    let (in_use, reserved) = (in_use - in_use_before, reserved - reserved_before);
+    let weights = weight_bytes(&model);
+    println!(
+        "{codes} codes: {launches} launches bound {bytes} bytes; weights {weights}, in use {in_use}, reserved {reserved}"
+    );
+    assert_eq!(launches, 4 * layers + 1);
+    assert!(bytes as usize >= codes && bytes as f64 <= 1.05 * codes as f64, "{bytes} bytes for {codes} codes");
+    assert!(in_use as f64 <= 1.05 * weights as f64, "{in_use} bytes for {weights} of weights");
+    assert!((reserved as usize) < weights + codes * size_of::<f32>(), "{reserved} bytes were reserved");
+}
+
+#[test]
+fn a_token_reads_each_code_once() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        token::<Unfused>();
+        token::<Wgpu>();
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod cube;
 mod host;
 mod portable;
 
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use cube::{Traffic, traffic};
 pub(crate) use portable::{decode_elements, map_rows, table_of, words_of};
 
 use crate::{

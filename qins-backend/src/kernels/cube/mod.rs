@@ -10,6 +10,9 @@ mod layout;
 mod matvec;
 mod rows;
 mod tile;
+mod traffic;
+
+pub use traffic::{Traffic, traffic};
 
 use crate::QinsTensor;
 use burn_backend::{
@@ -168,6 +171,10 @@ impl Operation {
                 format.code_bytes(cols) / 4,
                 format.scale_bytes(cols),
             );
+            if self.kind == Kind::Product {
+                let bound = [given, &words[0], &words[1], tables, &out];
+                traffic::count(bound.map(|tensor| tensor.handle.size_in_used()));
+            }
             self.launch(given.clone(), rows, coded, out.clone());
             first_row += rows;
         }
