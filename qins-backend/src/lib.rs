@@ -42,7 +42,7 @@ mod view;
 pub use backend::Qins;
 pub use bytes::BytesError;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub use kernels::{Traffic, traffic};
+pub use kernels::{Traffic, allow_subgroups, traffic};
 pub use linear::{QinsLinear, QinsLinearConfig, QinsLinearRecord};
 pub use parts::{BufferError, largest_buffer, limit_buffers};
 pub use policy::{ParamPath, PatternError, Policy, PolicyError, Rule, RuleError, Storage, WeightKind};

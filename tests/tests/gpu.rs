@@ -7,7 +7,9 @@ use burn::{
 use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use cubecl::Runtime;
 use proptest::prelude::*;
-use qins_backend::{BufferError, Policy, Qins, QinsTensor, check_buffers, limit_buffers, traffic, weight_bytes};
+use qins_backend::{
+    BufferError, Policy, Qins, QinsTensor, allow_subgroups, check_buffers, limit_buffers, traffic, weight_bytes,
+};
 use qins_codec::{Encoded, Format, Slice, encode};
 use qins_import::{Checkpoint, load_encoded};
 use qins_tests::{Random, has_gpu, write_model};
@@ -214,6 +216,21 @@ fn same_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, part: usi
     let elements: Vec<i64> = (0..2 * cols).map(|i| (i * 5 % rows) as i64).collect();
     let elements = Tensor::<Qins<B>, 2, Int>::from_data(TensorData::new(elements, [2, cols]), &device);
     same("gathered", &|tensor| tensor.dequantize().gather(0, elements.clone()).into_data());
+}
+
+/// Sums by subgroups, where the device has them, and by its cubes' own memory.
+#[test]
+fn sums_need_no_subgroups() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        for allowed in [false, true] {
+            allow_subgroups(allowed);
+            for (format, m) in [(Format::Q8, 1), (Format::Q4, 8), (Format::Q12, 3), (Format::F16, 5)] {
+                products::<Unfused>(format, 19, 1152, m, 5);
+                products::<Wgpu>(format, 21, 172, m, 6);
+            }
+        }
+    }
 }
 
 /// Parts of whole tiles and of a few rows, of rows that are whole units and of others.

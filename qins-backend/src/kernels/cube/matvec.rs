@@ -28,6 +28,8 @@ pub(super) fn matvec<F: Float>(
     coded: &Coded,
     out: &mut Array<F>,
     #[comptime] m: usize,
+    // Units of a subgroup, which divide those of a line; 0 where subgroups are not used.
+    #[comptime] subgroup: usize,
     #[comptime] layout: Layout,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -94,18 +96,28 @@ pub(super) fn matvec<F: Float>(
         unit += LANES;
     }
 
-    // One more than lanes, so that units that add up different sums read different banks.
-    let stride = comptime!(LANES + 1);
+    // What is left of a sum: one of each subgroup, or of each unit. One more, so that units that add up different sums read
+    // different banks.
+    let width = comptime!(if subgroup > 0 { LANES / subgroup } else { LANES });
+    let stride = comptime!(width + 1);
     let mut parts = SharedMemory::<f32>::new(comptime!(LINES * sums_a_lane * stride));
     #[unroll]
     for i in 0..sums_a_lane {
-        parts[(line * sums_a_lane + i) * stride + lane] = sums[i];
+        let at = (line * sums_a_lane + i) * stride;
+        if comptime!(subgroup > 0) {
+            let sum = plane_sum(sums[i]);
+            if lane % comptime!(subgroup.max(1)) == 0 {
+                parts[at + lane / comptime!(subgroup.max(1))] = sum;
+            }
+        } else {
+            parts[at + lane] = sums[i];
+        }
     }
     sync_cube();
     let of_unit = line * LANES + lane;
     if of_unit < comptime!(LINES * sums_a_lane) {
         let mut sum = 0.0f32;
-        for i in 0..LANES {
+        for i in 0..width {
             sum += parts[of_unit * stride + i];
         }
         let row = CUBE_POS_X as usize * ROWS + of_unit / m;

@@ -24,13 +24,33 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 use burn_fusion::FusionTensor;
-use cubecl::{CubeCount, CubeDim};
+use cubecl::{CubeCount, CubeDim, client::ComputeClient, features::Plane};
 use layout::{CodedLaunch, Law, Layout};
 use qins_codec::{Decoder, Header};
-use std::any::{Any, TypeId};
+use std::{
+    any::{Any, TypeId},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 /// Cubes in one direction that every device offers.
 const MAX_CUBES: usize = 65535;
+
+static SUBGROUPS: AtomicBool = AtomicBool::new(true);
+
+/// Whether products of few inputs may add up by subgroups where a graphics device has them; they do from the start. For drivers
+/// that get them wrong.
+pub fn allow_subgroups(allowed: bool) {
+    SUBGROUPS.store(allowed, Relaxed);
+}
+
+/// Units of a subgroup of a device, if the units of a line are some of them and it has no others; else 0.
+fn subgroup<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
+    let properties = client.properties();
+    let [least, most] = [properties.hardware.plane_size_min, properties.hardware.plane_size_max].map(|n| n as usize);
+    let fits = least == most && most > 1 && matvec::LANES.is_multiple_of(most);
+    let allowed = SUBGROUPS.load(Relaxed) && properties.features.plane.contains(Plane::Ops);
+    if fits && allowed { most } else { 0 }
+}
 
 /// What an operation needs besides its tensors.
 #[derive(Debug, Clone)]
@@ -201,6 +221,7 @@ impl Operation {
                     coded,
                     out,
                     n,
+                    subgroup(&client),
                     layout,
                     given_type,
                 ),
