@@ -158,7 +158,12 @@ impl<B: Backend> QinsTensor<B> {
     /// # Errors
     /// [`EncodeError::NotFinite`], by row and column of that matrix.
     pub fn encode(tensor: FloatTensor<B>, format: Format) -> Result<Self, EncodeError> {
-        let rows = rows_of(tensor.shape().as_slice());
+        let shape = tensor.shape();
+        let rows = rows_of(shape.as_slice());
+        let cols = cols_of(shape.as_slice(), rows).expect("rows are leading dimensions");
+        if let Some(encoded) = kernels::encode::<B>(&tensor, format, rows, cols) {
+            return Ok(encoded.with_view(View::new(shape.to_vec())));
+        }
         Self::encode_by(tensor, rows, |weights| encode(format, weights))
     }
 

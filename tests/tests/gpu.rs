@@ -2,7 +2,7 @@
 
 use burn::{
     nn::{Linear, LinearConfig},
-    tensor::{DType, Int, Tensor, TensorData, backend::Backend, module::embedding},
+    tensor::{DType, Int, Tensor, TensorData, TensorPrimitive, backend::Backend, module::embedding},
 };
 use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use cubecl::Runtime;
@@ -216,6 +216,40 @@ fn same_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, part: usi
     let elements: Vec<i64> = (0..2 * cols).map(|i| (i * 5 % rows) as i64).collect();
     let elements = Tensor::<Qins<B>, 2, Int>::from_data(TensorData::new(elements, [2, cols]), &device);
     same("gathered", &|tensor| tensor.dequantize().gather(0, elements.clone()).into_data());
+}
+
+/// Floats of the device, encoded there, against the host's encoder.
+fn encoded_there<B: Backend>(values: &[f32], rows: usize, cols: usize) {
+    let expected = encode(Format::Q8, &Slice::new(values, rows, cols)).unwrap();
+    let found = tensor::<Qins<B>, 2>(values, [rows, cols]).quantize_dynamic(&Default::default());
+    let TensorPrimitive::QFloat(found) = found.into_primitive() else { panic!("quantized") };
+    let found = found.to_encoded().unwrap();
+    assert_eq!(found.header(), expected.header());
+    assert!(found.scales() == expected.scales(), "scale codes of {rows} x {cols}");
+    assert!(found.codes() == expected.codes(), "codes of {rows} x {cols}");
+}
+
+/// Bit for bit, on a device that rounds each operation as processors do, as that of software does.
+#[test]
+fn a_device_encodes_as_the_host_does() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        let mut random = Random(4);
+        for (rows, cols) in [(1, 1), (3, 32), (7, 45), (64, 96), (130, 172), (300, 512)] {
+            let mut values = random.weights(rows * cols, 0.02);
+            // Groups of zeros, of tiny weights beside large ones, and with one weight far beyond the others.
+            values.chunks_mut(37).step_by(11).for_each(|part| part.fill(0.0));
+            values.chunks_mut(41).step_by(7).for_each(|part| part.iter_mut().for_each(|w| *w *= 1e-6));
+            values.iter_mut().step_by(501).for_each(|w| *w *= 30.0);
+            encoded_there::<Unfused>(&values, rows, cols);
+            encoded_there::<Wgpu>(&values, rows, cols);
+        }
+        encoded_there::<Wgpu>(&[0.0; 64], 2, 32);
+        encoded_there::<Wgpu>(&[f32::MAX, -f32::MAX, 1.0, -1e-40], 2, 2);
+        let not_finite = tensor::<Qins<Wgpu>, 1>(&[1.0, f32::NAN], [2]);
+        let quantize = AssertUnwindSafe(|| not_finite.quantize_dynamic(&Default::default()));
+        assert!(catch_unwind(quantize).is_err(), "a NaN was encoded");
+    }
 }
 
 /// Sums by subgroups, where the device has them, and by its cubes' own memory.

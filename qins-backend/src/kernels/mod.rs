@@ -21,7 +21,7 @@ use burn_backend::{
     Backend, DType, FloatDType, TensorMetadata,
     tensor::{Device, FloatTensor, IntTensor},
 };
-use qins_codec::Header;
+use qins_codec::{Format, Header};
 
 /// `host::$function::<H, B>(..)` of the first backend of the host's memory, or `cube::$function::<R, B>(..)` of the first
 /// runtime, whose tensors these are.
@@ -64,6 +64,22 @@ fn assert_fits<B: Backend>(tensor: &QinsTensor<B>, rows: usize, cols: usize, dty
         let tensor = format!("a result {rows} x {cols} in {dtype:?} of a weight {out} x {input} in {format}");
         panic!("{}", BufferError { tensor, bytes, limit });
     }
+}
+
+/// A float tensor encoded on the device where it lies, as a tensor `[rows, cols]`. `None` where the host must do it.
+pub(crate) fn encode<B: Backend>(
+    tensor: &FloatTensor<B>,
+    format: Format,
+    rows: usize,
+    cols: usize,
+) -> Option<QinsTensor<B>> {
+    let _ = (tensor, format, rows, cols);
+    let found = None;
+    #[cfg(feature = "wgpu")]
+    let found = found.or_else(|| cube::encode::<burn_wgpu::WgpuRuntime, B>(tensor, format, rows, cols));
+    #[cfg(feature = "cuda")]
+    let found = found.or_else(|| cube::encode::<cubecl::cuda::CudaRuntime, B>(tensor, format, rows, cols));
+    found
 }
 
 /// All weights of the encoded matrix, in storage order; the shape is the matrix's `[rows, cols]`.

@@ -5,6 +5,7 @@
 //! is a launch of its own, which writes its rows of the one result.
 
 mod decode;
+mod encode;
 mod fused;
 mod layout;
 mod matvec;
@@ -12,6 +13,7 @@ mod rows;
 mod tile;
 mod traffic;
 
+pub(super) use encode::encode;
 pub use traffic::{Traffic, traffic};
 
 use crate::QinsTensor;
@@ -73,6 +75,10 @@ enum Kind {
     Rows,
     /// All rows.
     Decode,
+    /// The largest magnitude of each row of floats, as bits.
+    Largest,
+    /// Floats to codes and scale codes, by tables of a search.
+    Encode { length: usize, below: usize },
 }
 
 /// Bytes that a device of `R` binds in one piece.
@@ -106,6 +112,14 @@ pub(super) fn decode<R: CubeRuntime, B: Backend>(tensor: &QinsTensor<B>, dtype: 
         .on::<R, B>(&tensor.parts[0].codes, tensor)
 }
 
+fn is_plain<R: CubeRuntime, B: Backend>() -> bool {
+    TypeId::of::<FloatTensor<B>>() == TypeId::of::<CubeTensor<R>>()
+}
+
+fn is_fused<R: CubeRuntime, B: Backend>() -> bool {
+    TypeId::of::<FloatTensor<B>>() == TypeId::of::<FusionTensor<FusionCubeRuntime<R>>>()
+}
+
 fn downcast<T: Clone + 'static>(tensors: Vec<&dyn Any>) -> Vec<T> {
     let tensor = |tensor: &dyn Any| tensor.downcast_ref::<T>().expect("all tensors of a device have one type").clone();
     tensors.into_iter().map(tensor).collect()
@@ -133,9 +147,7 @@ impl Operation {
 
     /// Runs it, or puts it on the stream of a fused backend.
     fn on<R: CubeRuntime, B: Backend>(self, given: &dyn Any, coded: &QinsTensor<B>) -> Option<FloatTensor<B>> {
-        let plain = TypeId::of::<FloatTensor<B>>() == TypeId::of::<CubeTensor<R>>();
-        let fused = TypeId::of::<FloatTensor<B>>() == TypeId::of::<FusionTensor<FusionCubeRuntime<R>>>();
-        if !(plain || fused) || !self.has_kernel() {
+        if !(is_plain::<R, B>() || is_fused::<R, B>()) || !self.has_kernel() {
             return None;
         }
         let tables = coded.tables.get_or_init(|| {
@@ -145,11 +157,16 @@ impl Operation {
         });
         let mut inputs: Vec<&dyn Any> = vec![given, tables];
         coded.parts.iter().for_each(|part| inputs.extend([&part.codes as &dyn Any, &part.scales]));
-        let mut result: Box<dyn Any> = match plain {
+        self.place::<R, B, _>(inputs)
+    }
+
+    /// `T` is the type of all of `B`'s tensors.
+    fn place<R: CubeRuntime, B: Backend, T: 'static>(self, inputs: Vec<&dyn Any>) -> Option<T> {
+        let mut result: Box<dyn Any> = match is_plain::<R, B>() {
             true => Box::new(Some(self.run::<R>(downcast(inputs)))),
             false => Box::new(Some(fused::register::<R>(self, downcast(inputs)))),
         };
-        result.downcast_mut::<Option<FloatTensor<B>>>()?.take()
+        result.downcast_mut::<Option<T>>()?.take()
     }
 
     fn has_kernel(&self) -> bool {
@@ -171,9 +188,12 @@ impl Operation {
         self.shape.num_elements() / self.shape.as_slice().last().expect("matrices have dimensions")
     }
 
-    /// `inputs`: what the operation is given, tables, then codes and scale codes of each part.
+    /// `inputs`: what the operation is given, tables if it needs any, then codes and scale codes of each part.
     fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> CubeTensor<R> {
         let inputs: Vec<CubeTensor<R>> = inputs.into_iter().map(into_contiguous).collect();
+        if matches!(self.kind, Kind::Largest | Kind::Encode { .. }) {
+            return encode::run(self, inputs);
+        }
         let [given, tables, parts @ ..] = inputs.as_slice() else { unreachable!("`on` gives as many") };
         let (client, device) = (tables.client.clone(), tables.device.clone());
         let out = empty_device_contiguous_dtype(client, device, self.shape.clone(), self.dtype);
@@ -236,6 +256,7 @@ impl Operation {
                     layout,
                     given_type,
                 ),
+                Kind::Largest | Kind::Encode { .. } => unreachable!("no operation on codes"),
                 Kind::Rows | Kind::Decode => {
                     let selected = self.kind == Kind::Rows;
                     let n = if selected { n } else { rows };
