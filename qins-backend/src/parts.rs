@@ -226,13 +226,15 @@ mod tests {
     #[test]
     fn parts_follow_each_other_and_fit() {
         let header = |rows, cols| Header { format: Format::Fpins2, rows, cols, base: 1.0, k: 1.0 };
-        let found = |rows, cols, limit| ranges(&header(rows, cols), limit).collect::<Vec<_>>();
-        assert_eq!(found(7, 32, None), [0..7]);
-        assert_eq!(found(7, 32, Some(7 * 64)), [0..7]);
-        assert_eq!(found(7, 32, Some(7 * 64 - 1)), [0..6, 6..7]);
-        assert_eq!(found(200, 32, Some(130 * 64)), [0..128, 128..200], "whole tiles");
-        assert_eq!(found(3, 32, Some(10)), [0..1, 1..2, 2..3], "a row is not cut");
-        assert_eq!(found(0, 32, Some(10)), [0..0]);
-        assert_eq!(found(5, 0, Some(10)), [0..5]);
+        let found = |rows, cols, limit| {
+            ranges(&header(rows, cols), limit).map(|rows| [rows.start, rows.end]).collect::<Vec<_>>()
+        };
+        assert_eq!(found(7, 32, None), [[0, 7]]);
+        assert_eq!(found(7, 32, Some(7 * 64)), [[0, 7]]);
+        assert_eq!(found(7, 32, Some(7 * 64 - 1)), [[0, 6], [6, 7]]);
+        assert_eq!(found(200, 32, Some(130 * 64)), [[0, 128], [128, 200]], "whole tiles");
+        assert_eq!(found(3, 32, Some(10)), [[0, 1], [1, 2], [2, 3]], "a row is not cut");
+        assert_eq!(found(0, 32, Some(10)), [[0, 0]]);
+        assert_eq!(found(5, 0, Some(10)), [[0, 5]]);
     }
 }

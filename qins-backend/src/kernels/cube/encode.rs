@@ -1,7 +1,7 @@
 //! Floats to codes of `q8`, by the search of `qins_codec` (`cells.rs` there), operation by operation, so that codes are the
 //! same on a device that rounds each operation.
 
-use super::{Kind, MAX_CUBES, Operation, is_fused, is_plain};
+use super::{Kind, MAX_CUBES, Operation, is_fused, is_plain, traffic};
 use crate::{
     QinsTensor,
     parts::{Part, largest_buffer},
@@ -110,6 +110,7 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
     unsafe {
         match operation.kind {
             Kind::Encode { length, below } => {
+                traffic::count_encoded();
                 let (weights, tables) = (next(), TablesLaunch::new(next(), length, below));
                 let words = format.code_bytes(cols) / 4;
                 codes::launch_unchecked(
@@ -220,7 +221,7 @@ fn group(
         let mut best = 0xFFFF_FFFFu32;
         for lane in 0..LANES {
             let code = start + i32::cast_from(lane);
-            if code >= 0 && code < 255 {
+            if clamp(code, 0, 254) == code {
                 let scale = tables.all[scales + usize::cast_from(code)];
                 let mut even = 0.0f32;
                 let mut odd = 0.0f32;

@@ -28,7 +28,7 @@ pub(super) fn matvec<F: Float>(
     coded: &Coded,
     out: &mut Array<F>,
     #[comptime] m: usize,
-    // Units of a subgroup, which divide those of a line; 0 where subgroups are not used.
+    // Units of a subgroup, which divide those of a line; 1 where subgroups are not used.
     #[comptime] subgroup: usize,
     #[comptime] layout: Layout,
     #[define(F)] _dtype: StorageType,
@@ -98,16 +98,17 @@ pub(super) fn matvec<F: Float>(
 
     // What is left of a sum: one of each subgroup, or of each unit. One more, so that units that add up different sums read
     // different banks.
-    let width = comptime!(if subgroup > 0 { LANES / subgroup } else { LANES });
+    let width = comptime!(LANES / subgroup);
     let stride = comptime!(width + 1);
     let mut parts = SharedMemory::<f32>::new(comptime!(LINES * sums_a_lane * stride));
     #[unroll]
     for i in 0..sums_a_lane {
         let at = (line * sums_a_lane + i) * stride;
-        if comptime!(subgroup > 0) {
+        if comptime!(subgroup > 1) {
             let sum = plane_sum(sums[i]);
-            if lane % comptime!(subgroup.max(1)) == 0 {
-                parts[at + lane / comptime!(subgroup.max(1))] = sum;
+            let in_subgroup = lane % subgroup;
+            if in_subgroup == 0 {
+                parts[at + lane / subgroup] = sum;
             }
         } else {
             parts[at + lane] = sums[i];

@@ -45,13 +45,13 @@ pub fn allow_subgroups(allowed: bool) {
     SUBGROUPS.store(allowed, Relaxed);
 }
 
-/// Units of a subgroup of a device, if the units of a line are some of them and it has no others; else 0.
+/// Units of a subgroup of a device, if the units of a line are some of them and it has no others; else 1.
 fn subgroup<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
     let properties = client.properties();
     let [least, most] = [properties.hardware.plane_size_min, properties.hardware.plane_size_max].map(|n| n as usize);
     let fits = least == most && most > 1 && matvec::LANES.is_multiple_of(most);
     let allowed = SUBGROUPS.load(Relaxed) && properties.features.plane.contains(Plane::Ops);
-    if fits && allowed { most } else { 0 }
+    if fits && allowed { most } else { 1 }
 }
 
 /// What an operation needs besides its tensors.
