@@ -4,7 +4,7 @@
 //! base (f32), k (f64), stored dimensions (u64 each), axes (u8 each), repeats (u64 each), codes, scale codes, zeros up to
 //! the length that Burn computes from the scheme and the shape (`scheme.rs`).
 
-use crate::{QinsTensor, scheme, view::View};
+use crate::{QinsTensor, parts::Part, scheme, view::View};
 use burn_backend::{Backend, DType, ExecutionError, QTensorPrimitive, TensorData, TensorMetadata, tensor::Device};
 use qins_codec::{Decoder, Format, Header, HeaderError, LayoutError, UnknownFormat};
 use std::sync::Arc;
@@ -74,8 +74,7 @@ pub(crate) async fn to_data<B: Backend>(tensor: QinsTensor<B>) -> Result<TensorD
     let (header, scheme) = (*tensor.header(), *tensor.scheme());
     let length = length(&header, &tensor.view);
     let padded = length.max(scheme::length(scheme, shape.as_slice()));
-    let codes = B::int_into_data(tensor.codes).await?.bytes;
-    let scales = B::int_into_data(tensor.scales).await?.bytes;
+    let (codes, scales) = Part::download(&tensor.parts, &header).await?;
 
     let mut bytes = Vec::with_capacity(padded);
     bytes.extend(MAGIC);
@@ -90,8 +89,8 @@ pub(crate) async fn to_data<B: Backend>(tensor: QinsTensor<B>) -> Result<TensorD
     tensor.view.stored().iter().for_each(|&n| bytes.extend((n as u64).to_le_bytes()));
     bytes.extend(tensor.view.axes().iter().map(|&a| a as u8));
     tensor.view.repeats().iter().for_each(|&n| bytes.extend((n as u64).to_le_bytes()));
-    bytes.extend(&codes[..header.code_bytes()]);
-    bytes.extend(&scales[..header.scale_bytes()]);
+    bytes.extend(&codes);
+    bytes.extend(&scales);
     debug_assert_eq!(bytes.len(), length);
     bytes.resize(padded, 0);
     Ok(TensorData::from_bytes_vec(bytes, shape, DType::QFloat(scheme)))

@@ -30,6 +30,7 @@ mod bytes;
 mod kernels;
 mod linear;
 mod ops;
+mod parts;
 mod policy;
 mod recode;
 mod scheme;
@@ -40,10 +41,13 @@ mod view;
 
 pub use backend::Qins;
 pub use bytes::BytesError;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use kernels::{Traffic, allow_subgroups, traffic};
 pub use linear::{QinsLinear, QinsLinearConfig, QinsLinearRecord};
+pub use parts::{BufferError, largest_buffer, limit_buffers};
 pub use policy::{ParamPath, PatternError, Policy, PolicyError, Rule, RuleError, Storage, WeightKind};
 pub use recode::{lazy_float, recode};
 pub use scheme::is_qins_type;
-pub use size::{largest_weight, weight_bytes};
+pub use size::{check_buffers, largest_weight, weight_bytes};
 pub use tensor::{QinsFloat, QinsTensor};
 pub use transfer::TransferError;

@@ -1,6 +1,11 @@
-use crate::{Qins, bytes, kernels, scheme, view::View};
+use crate::{
+    Qins, bytes, kernels,
+    parts::{IntRows, Part, largest_buffer},
+    scheme,
+    view::View,
+};
 use burn_backend::{
-    Backend, Bytes, DType, FloatDType, QTensorPrimitive, Shape, Slice, TensorData, TensorMetadata, TensorPrimitive,
+    Backend, Bytes, DType, FloatDType, QTensorPrimitive, Shape, Slice, TensorMetadata, TensorPrimitive,
     quantization::QuantScheme,
     tensor::{Device, FloatTensor, IntTensor},
 };
@@ -65,13 +70,12 @@ impl<B: Backend> TensorMetadata for QinsFloat<B> {
 /// A tensor stored in QINS codes on a device of `B`.
 ///
 /// Codes and scale codes are packed four to a 32-bit word, because some devices address nothing smaller. A weight of
-/// Burn's `Linear`, `[in, out]`, is a transposed view over the encoded matrix `[out, in]`.
+/// Burn's `Linear`, `[in, out]`, is a transposed view over the encoded matrix `[out, in]`. Where a device holds no piece so
+/// large, the matrix lies in parts of consecutive rows.
 #[derive(Debug, Clone)]
 pub struct QinsTensor<B: Backend> {
-    /// `u32 [rows * code bytes a row / 4]`
-    pub(crate) codes: IntTensor<B>,
-    /// `u32 [rows * scale bytes a row / 4]`, rounded up
-    pub(crate) scales: IntTensor<B>,
+    /// At least one.
+    pub(crate) parts: Vec<Part<B>>,
     pub(crate) decoder: Arc<Decoder>,
     pub(crate) view: View,
     /// As [`scheme::covering`] gives it for this tensor.
@@ -85,9 +89,9 @@ pub struct QinsTensor<B: Backend> {
 }
 
 impl<B: Backend> QinsTensor<B> {
-    pub(crate) fn from_words(codes: IntTensor<B>, scales: IntTensor<B>, decoder: Arc<Decoder>, view: View) -> Self {
+    pub(crate) fn from_parts(parts: Vec<Part<B>>, decoder: Arc<Decoder>, view: View) -> Self {
         let scheme = scheme::covering(view.shape().as_slice(), bytes::length(decoder.header(), &view));
-        Self { codes, scales, decoder, view, scheme, decoded: None, tables: Arc::default() }
+        Self { parts, decoder, view, scheme, decoded: None, tables: Arc::default() }
     }
 
     /// Moves an encoded matrix to a device, as a tensor `[out, in]`.
@@ -105,38 +109,48 @@ impl<B: Backend> QinsTensor<B> {
     pub fn from_bytes(decoder: Decoder, codes: Bytes, scales: Bytes, device: &Device<B>) -> Result<Self, LayoutError> {
         let &header = decoder.header();
         let Header { format, rows, cols, .. } = header;
-        let words = |part, bytes: Bytes, expected: usize| {
-            let expected = expected.next_multiple_of(4);
-            if bytes.len() != expected {
-                return Err(LayoutError { part, format, rows, cols, expected, found: bytes.len() });
-            }
-            let words = TensorData::from_bytes(bytes, [expected / 4], DType::U32);
-            Ok(B::int_from_data(words, device))
+        let check = |part, bytes: &Bytes, expected: usize| {
+            let (expected, found) = (expected.next_multiple_of(4), bytes.len());
+            if found == expected { Ok(()) } else { Err(LayoutError { part, format, rows, cols, expected, found }) }
         };
-        let codes = words("codes", codes, header.code_bytes())?;
-        let scales = match header.scale_bytes() {
-            0 => B::int_from_data(TensorData::new(vec![0u32], [1]), device),
-            bytes => words("scales", scales, bytes)?,
-        };
-        Ok(Self::from_words(codes, scales, Arc::new(decoder), View::new(vec![rows, cols])))
+        check("codes", &codes, header.code_bytes())?;
+        if header.scale_bytes() > 0 {
+            check("scales", &scales, header.scale_bytes())?;
+        }
+        let parts = Part::upload_words(&header, codes, scales, device);
+        Ok(Self::from_parts(parts, Arc::new(decoder), View::new(vec![rows, cols])))
     }
 
     pub(crate) fn new(decoder: Arc<Decoder>, codes: &[u8], scales: &[u8], view: View, device: &Device<B>) -> Self {
-        let words = |bytes: &[u8]| {
-            // Not every device has tensors without elements.
-            let bytes = if bytes.is_empty() { &[0; 4] } else { bytes };
-            let words: Vec<u32> = bytes
-                .chunks(4)
-                .map(|chunk| {
-                    let mut word = [0; 4];
-                    word[..chunk.len()].copy_from_slice(chunk);
-                    u32::from_le_bytes(word)
-                })
-                .collect();
-            let n = words.len();
-            B::int_from_data(TensorData::new(words, [n]), device)
+        let parts = Part::upload(decoder.header(), codes, scales, device);
+        Self::from_parts(parts, decoder, view)
+    }
+
+    /// Bytes of the largest device tensor that codes or scale codes lie in.
+    pub fn largest_piece(&self) -> usize {
+        let words = self.parts.iter().map(|part| part.codes.shape()[0].max(part.scales.shape()[0]));
+        words.max().expect("at least one part") * size_of::<u32>()
+    }
+
+    pub(crate) fn device(&self) -> Device<B> {
+        B::int_device(&self.parts[0].codes)
+    }
+
+    pub(crate) fn to_device(&self, device: &Device<B>) -> Self {
+        let header = self.header();
+        let (own, limit) = (largest_buffer::<B>(&self.device()), largest_buffer::<B>(device));
+        if limit.unwrap_or(usize::MAX) < own.unwrap_or(usize::MAX) {
+            // Parts of another size.
+            let (codes, scales) =
+                burn_backend::read_sync(Part::download(&self.parts, header)).expect("codes are readable");
+            return Self::new(self.decoder.clone(), &codes, &scales, self.view.clone(), device);
+        }
+        let moved = |part: &Part<B>| Part {
+            codes: B::int_to_device(part.codes.clone(), device),
+            scales: B::int_to_device(part.scales.clone(), device),
+            ..*part
         };
-        Self::from_words(words(codes), words(scales), decoder, view)
+        Self::from_parts(self.parts.iter().map(moved).collect(), self.decoder.clone(), self.view.clone())
     }
 
     /// Encodes a tensor as the matrix whose rows are its leading dimension; groups run along all others.
@@ -144,7 +158,12 @@ impl<B: Backend> QinsTensor<B> {
     /// # Errors
     /// [`EncodeError::NotFinite`], by row and column of that matrix.
     pub fn encode(tensor: FloatTensor<B>, format: Format) -> Result<Self, EncodeError> {
-        let rows = rows_of(tensor.shape().as_slice());
+        let shape = tensor.shape();
+        let rows = rows_of(shape.as_slice());
+        let cols = cols_of(shape.as_slice(), rows).expect("rows are leading dimensions");
+        if let Some(encoded) = kernels::encode::<B>(&tensor, format, rows, cols) {
+            return Ok(encoded.with_view(View::new(shape.to_vec())));
+        }
         Self::encode_by(tensor, rows, |weights| encode(format, weights))
     }
 
@@ -181,12 +200,8 @@ impl<B: Backend> QinsTensor<B> {
         if !in_order || matrix_shape(self.view.stored()) != Some((header.rows, header.cols)) {
             return None;
         }
-        let read = |words: &IntTensor<B>, bytes: usize| {
-            let data =
-                burn_backend::read_sync(B::int_into_data(words.clone())).expect("codes can be read from their device");
-            data.bytes[..bytes].to_vec()
-        };
-        let (codes, scales) = (read(&self.codes, header.code_bytes()), read(&self.scales, header.scale_bytes()));
+        let read = burn_backend::read_sync(Part::download(&self.parts, &header));
+        let (codes, scales) = read.expect("codes can be read from their device");
         Some(Encoded::from_parts((*self.decoder).clone(), codes, scales).expect("lengths are the header's"))
     }
 
@@ -257,15 +272,16 @@ impl<B: Backend> QinsTensor<B> {
         if !on_group(cols.start) || !on_group(cols.end) {
             return None;
         }
-        // `shared` bytes at the start of every row belong to all of its columns.
-        let part = |words: &IntTensor<B>, shared: usize, [skipped, kept, row]: [usize; 3]| {
+        // Part of some rows of a part. `shared` bytes at the start of every row belong to all of its columns.
+        let cut = |words: IntTensor<B>, of: usize, rows: &Range<usize>, shared: usize, sizes: [usize; 3]| {
+            let [skipped, kept, row] = sizes;
             let (start, end) = (rows.start * row, rows.end * row);
             if kept == row && start.is_multiple_of(4) {
                 // Whole rows follow each other. Bytes of the next row in the last word are never read.
-                return B::int_slice(words.clone(), &[(start / 4..end.div_ceil(4)).into()]);
+                return B::int_slice(words, &[(start / 4..end.div_ceil(4)).into()]);
             }
             let unit = if [row, skipped, kept, shared].iter().all(|n| n.is_multiple_of(4)) { 4 } else { 1 };
-            kernels::map_rows::<B>(words.clone(), all_rows, row, unit, |table| {
+            kernels::map_rows::<B>(words, of, row, unit, |table| {
                 let take = |bytes: Range<usize>| {
                     let columns = bytes.start / unit..bytes.end / unit;
                     B::int_slice(table.clone(), &[rows.clone().into(), columns.into()])
@@ -277,14 +293,26 @@ impl<B: Backend> QinsTensor<B> {
         let sizes = |bytes: fn(Format, usize) -> usize, shared: usize| {
             [bytes(format, cols.start) - shared, bytes(format, cols.len()), bytes(format, all_cols)]
         };
-        let codes = kernels::on_planes::<B>(&self.codes, &header, |plane| part(plane, 0, sizes(Format::code_bytes, 0)));
-        let base = format.base_bytes();
-        let scales = match format.is_raw() {
-            true => self.scales.clone(),
-            false => part(&self.scales, base, sizes(Format::scale_bytes, base)),
-        };
+        let (planes, base) = (format.planes(), format.base_bytes());
+        let mut parts = Vec::new();
+        let mut first_row = 0;
+        for part in &self.parts {
+            let own = rows.start.max(part.first_row)..rows.end.min(part.first_row + part.rows);
+            if own.is_empty() {
+                continue;
+            }
+            let own = own.start - part.first_row..own.end - part.first_row;
+            let codes = |i| cut(part.plane(planes, i), part.rows, &own, 0, sizes(Format::code_bytes, 0));
+            let codes = join::<B>((0..planes).map(codes).collect());
+            let scales = match format.is_raw() {
+                true => part.scales.clone(),
+                false => cut(part.scales.clone(), part.rows, &own, base, sizes(Format::scale_bytes, base)),
+            };
+            parts.push(Part { codes, scales, first_row, rows: own.len() });
+            first_row += own.len();
+        }
         let decoder = Decoder::new(Header { rows: rows.len(), cols: cols.len(), ..header }).ok()?;
-        Some(Self::from_words(codes, scales, Arc::new(decoder), view))
+        Some(Self::from_parts(parts, Arc::new(decoder), view))
     }
 
     /// Rows of the encoded matrix, still coded: indices `[n]` along dimension `dim`. `None` unless that counts rows.
@@ -295,14 +323,28 @@ impl<B: Backend> QinsTensor<B> {
         if selected == 0 || rows * cols == 0 || !self.view.is_row_axis(dim, cols) {
             return None;
         }
-        let part = |words: &IntTensor<B>, row: usize| {
+        let chosen = Header { rows: selected, ..header };
+        if chosen.code_bytes() > largest_buffer::<B>(&self.device()).unwrap_or(usize::MAX) {
+            return None;
+        }
+        let gather = |words: &dyn Fn(&Part<B>) -> IntTensor<B>, row: usize| {
             let unit = if row.is_multiple_of(4) { 4 } else { 1 };
-            kernels::map_rows::<B>(words.clone(), rows, row, unit, |table| B::int_select(table, 0, indices.clone()))
+            let IntRows(table) = Part::merge(&self.parts, indices, |part, rows| {
+                let table = kernels::table_of::<B>(words(part), part.rows, row, unit);
+                IntRows::<B>(B::int_select(table, 0, rows))
+            });
+            kernels::words_of::<B>(table, unit)
         };
-        let codes = kernels::on_planes::<B>(&self.codes, &header, |plane| part(plane, format.code_bytes(cols)));
-        let scales = if format.is_raw() { self.scales.clone() } else { part(&self.scales, format.scale_bytes(cols)) };
-        let decoder = Decoder::new(Header { rows: selected, ..header }).ok()?;
-        Some(Self::from_words(codes, scales, Arc::new(decoder), self.view.with_rows(dim, selected)))
+        let planes = format.planes();
+        let codes = |i| gather(&|part| part.plane(planes, i), format.code_bytes(cols));
+        let codes = join::<B>((0..planes).map(codes).collect());
+        let scales = match format.is_raw() {
+            true => self.parts[0].scales.clone(),
+            false => gather(&|part| part.scales.clone(), format.scale_bytes(cols)),
+        };
+        let parts = vec![Part::whole(&chosen, codes, scales)];
+        let decoder = Decoder::new(chosen).ok()?;
+        Some(Self::from_parts(parts, Arc::new(decoder), self.view.with_rows(dim, selected)))
     }
 
     /// Decodes, applies an operation that keeps the order of dimensions, and encodes with the same constants: groups that
@@ -337,7 +379,7 @@ impl<B: Backend> QinsTensor<B> {
 
     pub(crate) fn with_view(self, view: View) -> Self {
         let tables = self.tables;
-        Self { tables, ..Self::from_words(self.codes, self.scales, self.decoder, view) }
+        Self { tables, ..Self::from_parts(self.parts, self.decoder, view) }
     }
 
     /// Gives decoded weights the shape of a view.
@@ -351,6 +393,11 @@ impl<B: Backend> QinsTensor<B> {
     pub fn into_primitive(self) -> TensorPrimitive<Qins<B>> {
         TensorPrimitive::QFloat(self)
     }
+}
+
+/// Planes one after the other.
+fn join<B: Backend>(mut planes: Vec<IntTensor<B>>) -> IntTensor<B> {
+    if planes.len() == 1 { planes.remove(0) } else { B::int_cat(planes, 0) }
 }
 
 /// The rows that a tensor of this shape is encoded as.

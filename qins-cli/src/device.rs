@@ -119,13 +119,6 @@ pub fn wgpu_devices() -> Vec<burn_wgpu::WgpuDevice> {
     kinds.into_iter().flat_map(of_kind).map(WgpuDevice::from_id).collect()
 }
 
-/// Bytes that a graphics device holds in one piece.
-#[cfg(feature = "wgpu")]
-pub fn largest_buffer(device: &burn_wgpu::WgpuDevice) -> u64 {
-    use cubecl::Runtime;
-    burn_wgpu::WgpuRuntime::client(device).properties().memory.max_page_size
-}
-
 #[cfg(feature = "cuda")]
 impl Device {
     pub fn cuda(self) -> burn_cuda::CudaDevice {

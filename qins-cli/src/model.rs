@@ -5,12 +5,12 @@ use crate::{
     policy::{MainFormat, PolicyArgs},
     source::Source,
 };
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use burn::{module::Module, tensor::backend::Backend};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::{Config, Phi3};
-use qins_backend::{Qins, largest_weight, weight_bytes};
+use qins_backend::{BufferError, Qins, check_buffers, largest_buffer, weight_bytes};
 use qins_codec::Level;
 use qins_import::{Progress, load, load_container, load_encoded, synthetic};
 use std::time::Instant;
@@ -130,41 +130,22 @@ impl RunArgs {
         }
         match self.backend.name {
             #[cfg(feature = "flex")]
-            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(Default::default(), None, weights, task),
+            BackendName::Flex => self.run_on::<burn_flex::Flex, R>(Default::default(), weights, task),
             #[cfg(feature = "ndarray")]
-            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(Default::default(), None, weights, task),
+            BackendName::Ndarray => self.run_on::<burn_ndarray::NdArray, R>(Default::default(), weights, task),
             #[cfg(feature = "wgpu")]
-            BackendName::Wgpu => {
-                let device = self.backend.wgpu()?;
-                let largest = crate::device::largest_buffer(&device);
-                self.run_on::<burn_wgpu::Wgpu, R>(device, Some(largest), weights, task)
-            }
+            BackendName::Wgpu => self.run_on::<burn_wgpu::Wgpu, R>(self.backend.wgpu()?, weights, task),
             #[cfg(feature = "cuda")]
-            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(self.backend.cuda(), None, weights, task),
+            BackendName::Cuda => self.run_on::<burn_cuda::Cuda, R>(self.backend.cuda(), weights, task),
         }
     }
 
-    /// `largest`: bytes that the device holds in one piece, where there is a limit.
-    fn run_on<B: Backend, R: Run>(
-        &self,
-        device: B::Device,
-        largest: Option<u64>,
-        weights: Weights<'_>,
-        task: R,
-    ) -> Result<R::Output> {
+    fn run_on<B: Backend, R: Run>(&self, device: B::Device, weights: Weights<'_>, task: R) -> Result<R::Output> {
         let start = Instant::now();
         // A weight beyond the limit is missing without an error of Burn's, and what is computed without it means nothing.
-        let fits = |weight: Option<(String, usize)>| match (weight, largest) {
-            (Some((path, bytes)), Some(largest)) if bytes as u64 > largest => bail!(
-                "{}: {path} takes {:.1} MB in one piece, of which the device holds {:.1}: take a format of fewer bits",
-                self.backend,
-                bytes as f64 / 1e6,
-                largest as f64 / 1e6,
-            ),
-            _ => Ok(()),
-        };
+        let refused = |error: BufferError| anyhow!("{}: {error}: take a format of fewer bits", self.backend);
         let coded = |task: R, model: Phi3<Qins<B>>| {
-            fits(largest_weight(&model))?;
+            check_buffers(&model, &device).map_err(refused)?;
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| weight_bytes(&model.model.embed_tokens));
             let (weights, weight_bytes) = (model.num_params(), weight_bytes(&model));
@@ -175,8 +156,11 @@ impl RunArgs {
             // The largest of a Phi-3 is one of these.
             let (config, width) = (model.config(), model.config().hidden_size * size_of::<f32>());
             let tables = [("embed_tokens", config.vocab_size), ("gate_up_proj", 2 * config.intermediate_size)];
-            let tables = tables.map(|(name, rows)| (name.to_owned(), rows * width));
-            fits(tables.into_iter().max_by_key(|&(_, bytes)| bytes))?;
+            let (tensor, rows) = tables.into_iter().max_by_key(|&(_, rows)| rows).expect("two");
+            let (tensor, bytes) = (tensor.to_owned(), rows * width);
+            if let Some(limit) = largest_buffer::<B>(&device).filter(|&limit| bytes > limit) {
+                return Err(refused(BufferError { tensor, bytes, limit }));
+            }
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| model.model.embed_tokens.num_params());
             let weights = model.num_params();

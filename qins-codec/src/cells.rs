@@ -7,6 +7,7 @@
 use crate::{
     projective::Nearest,
     scale::{SCALE_STEPS, ZERO_GROUP, relative_scale},
+    search::Search,
 };
 
 /// Scale codes tried side by side.
@@ -194,6 +195,20 @@ impl Bins {
             _ => f32::NEG_INFINITY,
         }));
         Some(Self { values, codes, length, lowest, midpoints, scales: Scales::new() })
+    }
+
+    /// The tables themselves, for an encoder outside the host's memory.
+    pub(crate) fn into_search(self) -> Search {
+        let entries = self.codes.iter().max().map_or(0, |&last| usize::from(last) + 1);
+        Search {
+            values: self.values,
+            codes: self.codes,
+            length: self.length as usize,
+            below: -self.lowest as usize,
+            // Finite, because not every device has more.
+            midpoints: self.midpoints[..=entries].iter().map(|midpoint| midpoint.clamp(-1.0, f32::MAX)).collect(),
+            scales: (0..ZERO_GROUP).map(relative_scale).collect(),
+        }
     }
 
     /// Where weights are found at a scale code; the last of as many as `lanes` after it is inside too.

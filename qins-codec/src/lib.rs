@@ -34,6 +34,7 @@ mod pack;
 mod projective;
 mod raw;
 mod scale;
+pub mod search;
 mod shaped;
 mod signed;
 mod weights;

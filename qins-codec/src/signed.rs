@@ -10,12 +10,10 @@ use crate::{
     pack::pack,
     projective::{K_GRID, Nearest, OCTAVES, linear_table, logarithmic_table, projective_table},
     scale::{ZERO_GROUP, base_for},
+    search::SAMPLE,
     weights::sample_rows,
 };
 use rayon::prelude::*;
-
-/// Weights read to choose `k`; a matrix with more is sampled by evenly spaced rows.
-const SAMPLE: usize = 1 << 15;
 
 /// First of each [`LANES`] scale codes tried, counted from the one whose table end meets the group's largest magnitude.
 const REACH: &[i32] = &[-9];
@@ -45,7 +43,7 @@ pub(crate) fn code_values(format: Format, constant: f64) -> Vec<f32> {
 /// Encodes with the `k` of [`K_GRID`], or the octaves of [`OCTAVES`], of least squared error.
 pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     let base = base_for(largest_magnitude(weights)?);
-    let k = best_k(format, weights, base);
+    let k = best_k(format, &sample_rows(weights, SAMPLE), weights.cols(), base);
     encode_rows(Header { format, rows: weights.rows(), cols: weights.cols(), base, k }, weights, REACH)
 }
 
@@ -83,8 +81,8 @@ pub(crate) fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeErr
     rows.into_iter().try_fold(0f32, |largest, row| Ok(largest.max(row?)))
 }
 
-fn best_k(format: Format, weights: &impl Weights, base: f32) -> f64 {
-    let (sample, cols) = (sample_rows(weights, SAMPLE), weights.cols().max(1));
+/// By rows of `cols` weights.
+pub(crate) fn best_k(format: Format, sample: &[f32], cols: usize, base: f32) -> f64 {
     let grid: &[f64] = match format.law() {
         Law::Logarithmic => &OCTAVES,
         Law::Linear => return 0.0,
@@ -94,7 +92,7 @@ fn best_k(format: Format, weights: &impl Weights, base: f32) -> f64 {
         .par_iter()
         .map(|&k| {
             let encoder = Encoder::new(format, base, k, REACH);
-            sample.chunks_exact(cols).map(|row| encoder.row(row, None)).sum()
+            sample.chunks_exact(cols.max(1)).map(|row| encoder.row(row, None)).sum()
         })
         .collect();
     let best = (0..grid.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b])).expect("the grid is not empty");

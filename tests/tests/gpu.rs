@@ -1,13 +1,23 @@
 //! Kernels of a graphics device, plain and fused, against the scalar decoder; and what they take of the device's memory.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend, module::embedding};
+use burn::{
+    nn::{Linear, LinearConfig},
+    tensor::{DType, Int, Tensor, TensorData, TensorPrimitive, backend::Backend, module::embedding},
+};
 use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use cubecl::Runtime;
 use proptest::prelude::*;
-use qins_backend::{Qins, QinsTensor};
+use qins_backend::{
+    BufferError, Policy, Qins, QinsTensor, allow_subgroups, check_buffers, limit_buffers, traffic, weight_bytes,
+};
 use qins_codec::{Encoded, Format, Slice, encode};
-use qins_tests::{Random, has_gpu};
-use std::sync::Mutex;
+use qins_import::{Checkpoint, load_encoded};
+use qins_tests::{Random, has_gpu, write_model};
+use serde_json::json;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Mutex,
+};
 
 type Unfused = CubeBackend<WgpuRuntime, f32, i32, u32>;
 
@@ -31,8 +41,28 @@ fn tensor<B: Backend, const D: usize>(values: &[f32], shape: [usize; D]) -> Tens
 
 /// The weight of a linear layer, `[in, out]`.
 fn weight<B: Backend>(encoded: &Encoded) -> Tensor<Qins<B>, 2> {
-    let weight = QinsTensor::<B>::from_encoded(encoded.clone(), &Default::default());
-    Tensor::<Qins<B>, 2>::from_primitive(weight.into_primitive()).dequantize().transpose()
+    matrix::<B>(encoded, usize::MAX).dequantize().transpose()
+}
+
+/// The encoded matrix, moved to a device that holds `limit` bytes in one piece.
+fn matrix<B: Backend>(encoded: &Encoded, limit: usize) -> Tensor<Qins<B>, 2> {
+    let tensor = within(limit, || QinsTensor::<B>::from_encoded(encoded.clone(), &Default::default()));
+    assert!(tensor.largest_piece() <= limit, "{} bytes, of {limit}: {:?}", tensor.largest_piece(), encoded.header());
+    Tensor::from_primitive(tensor.into_primitive())
+}
+
+/// What `work` does while the device holds `limit` bytes in one piece.
+fn within<T>(limit: usize, work: impl FnOnce() -> T) -> T {
+    limit_buffers(limit);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    limit_buffers(usize::MAX);
+    result.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// A limit at which a matrix lies in parts of so many rows.
+fn limit_for(encoded: &Encoded, rows: usize) -> usize {
+    let header = encoded.header();
+    rows * header.format.planes() * header.format.code_bytes(header.cols)
 }
 
 /// `x W^T` and, for each result, the sum of what its products are in magnitude.
@@ -59,10 +89,15 @@ fn assert_product(found: TensorData, x: &[f32], encoded: &Encoded, precision: f6
 
 /// Every way in which a product meets a weight, on one backend.
 fn products<B: Backend>(format: Format, rows: usize, cols: usize, m: usize, seed: u64) {
+    products_in_parts::<B>(format, rows, cols, m, seed, rows);
+}
+
+/// Of a weight in parts of so many rows.
+fn products_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, m: usize, seed: u64, part: usize) {
     let mut random = Random(seed);
     let encoded = weights(format, rows, cols, &mut random);
     let x = inputs(m, cols, &mut random);
-    let weight = weight::<B>(&encoded);
+    let weight = matrix::<B>(&encoded, limit_for(&encoded, part)).dequantize().transpose();
 
     let plain = tensor::<Qins<B>, 2>(&x, [m, cols]);
     let product = plain.clone().matmul(weight.clone());
@@ -94,6 +129,11 @@ fn products<B: Backend>(format: Format, rows: usize, cols: usize, m: usize, seed
 /// Decoded weights are the scalar decoder's, bit for bit; of several planes, whose law is arithmetic, where the device has
 /// f64.
 fn decoded<B: Backend>(format: Format, rows: usize, cols: usize, seed: u64) {
+    decoded_in_parts::<B>(format, rows, cols, seed, rows);
+}
+
+/// Of a weight in parts of so many rows.
+fn decoded_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, seed: u64, part: usize) {
     let encoded = weights(format, rows, cols, &mut Random(seed));
     let expected = encoded.matrix().decode();
     let assert_same = |found: TensorData, expected: &[f32]| {
@@ -104,7 +144,7 @@ fn decoded<B: Backend>(format: Format, rows: usize, cols: usize, seed: u64) {
             assert!(found == expected || near, "{:?}: weight {i}: {found}, not {expected}", encoded.header());
         }
     };
-    let weight = weight::<B>(&encoded);
+    let weight = matrix::<B>(&encoded, limit_for(&encoded, part)).dequantize().transpose();
     assert_same((weight.clone() + 0.0).transpose().into_data(), &expected);
     let indices = [rows - 1, 0, rows / 2, rows - 1];
     let at = Tensor::<Qins<B>, 2, Int>::from_data([indices.map(|i| i as i64)], &Default::default());
@@ -147,6 +187,145 @@ fn every_format_has_its_products() {
     }
 }
 
+/// What stays coded and what is read back is the same of a weight in parts as of one in one piece, bit for bit.
+fn same_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, part: usize) {
+    let encoded = weights(format, rows, cols, &mut Random(11));
+    let limit = limit_for(&encoded, part);
+    let (whole, parts) = (matrix::<B>(&encoded, usize::MAX), matrix::<B>(&encoded, limit));
+    let same = |case: &str, op: &dyn Fn(Tensor<Qins<B>, 2>) -> TensorData| {
+        let [expected, found] = [&whole, &parts].map(|tensor| op(tensor.clone()));
+        assert_eq!(found.bytes, expected.bytes, "{case}: {:?}, parts of {part} rows", encoded.header());
+    };
+    same("data", &|tensor| tensor.into_data());
+    same("transposed", &|tensor| tensor.transpose().into_data());
+    let back = |tensor: Tensor<Qins<B>, 2>| -> Tensor<Qins<B>, 2> {
+        within(limit, || Tensor::from_data(tensor.into_data(), &Default::default()))
+    };
+    same("data and back", &|tensor| back(tensor).into_data());
+    let device = Default::default();
+    same("another device", &|tensor| within(limit, || tensor.to_device(&device)).into_data());
+    for range in [0..part, part - 1..part + 1, 1..rows, part..part + 1, rows - 1..rows, 0..rows] {
+        same("rows", &|tensor| tensor.slice([range.clone()]).into_data());
+    }
+    let group = format.group().max(32);
+    same("rows and groups", &|tensor| tensor.slice([part - 1..rows, group..cols]).into_data());
+    let range = part - 1..rows;
+    same("rows, decoded", &|tensor| (tensor.slice([range.clone()]).dequantize() * 1.0).into_data());
+    let ids = Tensor::from_data([rows - 1, part, 0, part - 1, part].map(|i| i as i64), &device);
+    same("selected", &|tensor| tensor.select(0, ids.clone()).into_data());
+    same("selected, decoded", &|tensor| tensor.dequantize().select(0, ids.clone()).into_data());
+    let elements: Vec<i64> = (0..2 * cols).map(|i| (i * 5 % rows) as i64).collect();
+    let elements = Tensor::<Qins<B>, 2, Int>::from_data(TensorData::new(elements, [2, cols]), &device);
+    same("gathered", &|tensor| tensor.dequantize().gather(0, elements.clone()).into_data());
+}
+
+/// Floats of the device, encoded there, against the host's encoder.
+fn encoded_there<B: Backend>(values: &[f32], rows: usize, cols: usize) {
+    let expected = encode(Format::Q8, &Slice::new(values, rows, cols)).unwrap();
+    let before = traffic().encoded;
+    let found = tensor::<Qins<B>, 2>(values, [rows, cols]).quantize_dynamic(&Default::default());
+    let TensorPrimitive::QFloat(found) = found.into_primitive() else { panic!("quantized") };
+    let found = found.to_encoded().unwrap();
+    let zeros = values.iter().all(|&value| value == 0.0);
+    assert_eq!(traffic().encoded - before, u64::from(!zeros), "the host encoded {rows} x {cols}");
+    assert_eq!(found.header(), expected.header());
+    assert!(found.scales() == expected.scales(), "scale codes of {rows} x {cols}");
+    assert!(found.codes() == expected.codes(), "codes of {rows} x {cols}");
+}
+
+/// Bit for bit, on a device that rounds each operation as processors do, as that of software does.
+#[test]
+fn a_device_encodes_as_the_host_does() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        let mut random = Random(4);
+        for (rows, cols) in [(1, 1), (3, 32), (7, 45), (64, 96), (130, 172), (300, 512)] {
+            let mut values = random.weights(rows * cols, 0.02);
+            // Groups of zeros, of tiny weights beside large ones, and with one weight far beyond the others.
+            values.chunks_mut(37).step_by(11).for_each(|part| part.fill(0.0));
+            values.chunks_mut(41).step_by(7).for_each(|part| part.iter_mut().for_each(|w| *w *= 1e-6));
+            values.iter_mut().step_by(501).for_each(|w| *w *= 30.0);
+            encoded_there::<Unfused>(&values, rows, cols);
+            encoded_there::<Wgpu>(&values, rows, cols);
+        }
+        encoded_there::<Wgpu>(&[0.0; 64], 2, 32);
+        encoded_there::<Wgpu>(&[f32::MAX, -f32::MAX, 1.0, -1e-40], 2, 2);
+        let not_finite = tensor::<Qins<Wgpu>, 1>(&[1.0, f32::NAN], [2]);
+        let quantize = AssertUnwindSafe(|| not_finite.quantize_dynamic(&Default::default()));
+        assert!(catch_unwind(quantize).is_err(), "a NaN was encoded");
+    }
+}
+
+/// Sums by subgroups, where the device has them, and by its cubes' own memory.
+#[test]
+fn sums_need_no_subgroups() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        for allowed in [false, true] {
+            allow_subgroups(allowed);
+            for (format, m) in [(Format::Q8, 1), (Format::Q4, 8), (Format::Q12, 3), (Format::F16, 5)] {
+                products::<Unfused>(format, 19, 1152, m, 5);
+                products::<Wgpu>(format, 21, 172, m, 6);
+            }
+        }
+    }
+}
+
+/// Parts of whole tiles and of a few rows, of rows that are whole units and of others.
+#[test]
+fn a_weight_beyond_the_limit_lies_in_parts() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        for &format in Format::ALL {
+            products_in_parts::<Unfused>(format, 19, 288, 1, 5, 7);
+            products_in_parts::<Wgpu>(format, 150, 96, 33, 6, 64);
+            products_in_parts::<Wgpu>(format, 21, 172, 3, 7, 5);
+            products_in_parts::<Unfused>(format, 70, 45, 9, 8, 33);
+            decoded_in_parts::<Unfused>(format, 21, 172, 9, 10);
+            decoded_in_parts::<Wgpu>(format, 9, 96, 10, 1);
+            same_in_parts::<Unfused>(format, 21, 172, 5);
+            same_in_parts::<Wgpu>(format, 13, 160, 6);
+        }
+    }
+}
+
+#[test]
+fn what_a_device_cannot_hold_is_named() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !has_gpu() {
+        return;
+    }
+    let message = |work: &dyn Fn()| {
+        let panic = catch_unwind(AssertUnwindSafe(|| within(4096, work))).expect_err("beyond the limit");
+        panic.downcast_ref::<String>().expect("a text").clone()
+    };
+    let encoded = weights(Format::Q8, 64, 96, &mut Random(2));
+    let weight = matrix::<Wgpu>(&encoded, 4096).dequantize();
+    // Parts hold it, its floats do not lie anywhere.
+    let found = message(&|| drop((weight.clone() * 1.0).into_data()));
+    assert_eq!(
+        found,
+        "a result 64 x 96 in F32 of a weight 64 x 96 in q8 takes 24576 bytes in one piece, of which the device holds 4096"
+    );
+    let x = inputs(17, 96, &mut Random(3));
+    let product = || tensor::<Qins<Wgpu>, 2>(&x, [17, 96]).matmul(weight.clone().transpose());
+    let found = message(&|| drop(product().into_data()));
+    assert!(found.starts_with("a result 17 x 64 in F32"), "{found}");
+    assert_product(product().into_data(), &x, &encoded, 1e-6);
+
+    let device = Default::default();
+    let check = |layer: &Linear<Qins<Wgpu>>| within(4096, || check_buffers(layer, &device));
+    let layer = LinearConfig::new(96, 64).with_bias(false).init::<Qins<Wgpu>>(&device);
+    let error = BufferError { tensor: "weight".to_owned(), bytes: 96 * 64 * 4, limit: 4096 };
+    assert_eq!(check(&layer), Err(error));
+    let coded = within(4096, || Policy::linear(Format::Q8).encode(layer)).unwrap();
+    assert_eq!(check(&coded), Ok(()));
+    // Its last row alone is beyond the limit.
+    let long = LinearConfig::new(8192, 2).with_bias(false).init::<Qins<Wgpu>>(&device);
+    let long = within(4096, || Policy::linear(Format::Q8).encode(long)).unwrap();
+    assert_eq!(check(&long), Err(BufferError { tensor: "weight".to_owned(), bytes: 8192, limit: 4096 }));
+}
+
 /// Bytes in use and bytes reserved on the device, by this thread.
 fn memory() -> [u64; 2] {
     let usage = WgpuRuntime::client(&Default::default()).memory_usage().unwrap();
@@ -179,6 +358,48 @@ fn no_floats<B: Backend>() {
     assert!(in_use as f64 <= 1.05 * codes as f64, "{in_use} bytes for {codes} of codes");
     assert!(reserved < floats, "{reserved} bytes were reserved; the weight's floats take {floats}");
     drop((weight, product));
+}
+
+/// A token of a model reads codes, scale codes and next to nothing else, in one launch a layer's weight; and its weights lie on
+/// the device as they were stored.
+fn token<B: Backend>() {
+    let directory = tempfile::tempdir().unwrap();
+    let layers = 4;
+    let sizes = json!({"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": layers,
+        "num_attention_heads": 8, "max_position_embeddings": 64});
+    let (config, tensors) = write_model(directory.path(), sizes);
+    let matrices = |name: &str| name.contains("proj") || name.contains("lm_head");
+    let codes: usize = tensors.iter().filter(|t| matrices(&t.name)).map(|t| t.values.len()).sum();
+    drop(tensors);
+
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let policy = Policy::linear(Format::Q8).with_embeddings(Format::F16);
+    let [in_use_before, reserved_before] = memory();
+    let model = config.init::<Qins<B>>(&Default::default()).unwrap();
+    let model = load_encoded::<B, _>(model, &checkpoint, &policy, |_| ()).unwrap();
+    let before = traffic();
+    let logits = model.sequence_logits(&[3]).unwrap();
+    assert_eq!(logits.clone().into_data().num_elements(), 2048);
+    let (launches, bytes) = (traffic().launches - before.launches, traffic().bytes - before.bytes);
+    let [in_use, reserved] = memory();
+    let (in_use, reserved) = (in_use - in_use_before, reserved - reserved_before);
+    let weights = weight_bytes(&model);
+    println!(
+        "{codes} codes: {launches} launches bound {bytes} bytes; weights {weights}, in use {in_use}, reserved {reserved}"
+    );
+    assert_eq!(launches, 4 * layers + 1);
+    assert!(bytes as usize >= codes && bytes as f64 <= 1.05 * codes as f64, "{bytes} bytes for {codes} codes");
+    assert!(in_use as f64 <= 1.05 * weights as f64, "{in_use} bytes for {weights} of weights");
+    assert!((reserved as usize) < weights + codes * size_of::<f32>(), "{reserved} bytes were reserved");
+}
+
+#[test]
+fn a_token_reads_each_code_once() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        token::<Unfused>();
+        token::<Wgpu>();
+    }
 }
 
 #[test]

@@ -6,12 +6,13 @@ use burn::{
 };
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
+use burn_wgpu::Wgpu;
 use phi35_model::{Generation, Prefix, resume};
 use qins_backend::{Policy, Qins};
 use qins_codec::{Format, kv::KvFormat};
 use qins_import::{Checkpoint, Container, container::Converter, load_container, load_encoded, plan};
 use qins_kv_cache::QinsKvCache;
-use qins_tests::{random_model, write_model};
+use qins_tests::{has_gpu, random_model, write_model};
 use serde_json::json;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -178,4 +179,43 @@ fn ten_thousand_tokens_take_the_memory_of_two_thousand() {
         let bytes: usize = tokens.into_prefix().cache().layers().iter().map(QinsKvCache::bytes).sum();
         assert!(bytes <= 256 * 2 * 4 * KvFormat::Q8.token_bytes(24), "{bytes} bytes");
     }
+}
+
+/// What Rust has allocated while a container goes to a graphics device: the device's own memory and what its driver stages
+/// are not Rust's.
+#[test]
+fn a_container_goes_to_a_device_tensor_by_tensor() {
+    let _alone = ALONE.lock().unwrap();
+    if !has_gpu() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (source, output) = (directory.path().join("hf"), directory.path().join("container"));
+    std::fs::create_dir(&source).unwrap();
+    let sizes = json!({"vocab_size": 2048, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6,
+        "num_attention_heads": 8, "max_position_embeddings": 64});
+    let (config, tensors) = write_model(&source, sizes);
+    drop(tensors);
+    let fresh = || config.init::<Qins<Wgpu>>(&Default::default()).unwrap();
+    let checkpoint = Checkpoint::open(&source).unwrap();
+    let policy = Policy::linear(Format::Q8).with_embeddings(Format::F16);
+    let planned = plan(&fresh(), &checkpoint, &policy).unwrap();
+    Converter::new(&source, &checkpoint, &output, planned, policy.to_string(), false).unwrap().run(|_| ()).unwrap();
+    let container = Container::open(&output).unwrap();
+    // Warm: what the device and its kernel for reading need once.
+    drop(load_container::<Wgpu, _>(fresh(), &container, |_| ()).unwrap());
+
+    let (mut total, mut largest) = (0, 0);
+    let (model, loading) = peak(|| {
+        let on_progress = |progress: qins_import::Progress<'_>| {
+            total += progress.bytes;
+            largest = largest.max(progress.bytes);
+        };
+        load_container::<Wgpu, _>(fresh(), &container, on_progress).unwrap()
+    });
+    println!("{loading} bytes to load {total}, the largest tensor {largest}");
+    let allowed = 2 * largest + (1 << 20);
+    assert!(loading <= allowed, "{loading} bytes to load {total}, the largest tensor {largest}");
+    assert!(allowed < total / 3, "the gate would let much of the container through");
+    drop(model);
 }

@@ -96,7 +96,8 @@ fn matrix<H: Host, B: Backend>(tensor: &QinsTensor<B>) -> Option<Matrix<'_>> {
     if TypeId::of::<FloatTensor<B>>() != TypeId::of::<FloatTensor<H>>() {
         return None;
     }
-    let (codes, scales) = (bytes::<H>(&tensor.codes)?, bytes::<H>(&tensor.scales)?);
+    let [part] = tensor.parts.as_slice() else { return None };
+    let (codes, scales) = (bytes::<H>(&part.codes)?, bytes::<H>(&part.scales)?);
     let header = tensor.header();
     let matrix = tensor.decoder.matrix(&codes[..header.code_bytes()], &scales[..header.scale_bytes()]);
     Some(matrix.expect("lengths are the header's"))

@@ -9,13 +9,19 @@ mod cube;
 mod host;
 mod portable;
 
-pub(crate) use portable::{decode_elements, map_rows, on_planes};
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub use cube::{Traffic, allow_subgroups, traffic};
+pub(crate) use portable::{decode_elements, map_rows, table_of, words_of};
 
-use crate::QinsTensor;
-use burn_backend::{
-    Backend, FloatDType, TensorMetadata,
-    tensor::{FloatTensor, IntTensor},
+use crate::{
+    QinsTensor,
+    parts::{BufferError, largest_buffer as buffer_limit},
 };
+use burn_backend::{
+    Backend, DType, FloatDType, TensorMetadata,
+    tensor::{Device, FloatTensor, IntTensor},
+};
+use qins_codec::{Format, Header};
 
 /// `host::$function::<H, B>(..)` of the first backend of the host's memory, or `cube::$function::<R, B>(..)` of the first
 /// runtime, whose tensors these are.
@@ -36,8 +42,49 @@ macro_rules! kernel {
     }};
 }
 
+/// Bytes that a device holds in one piece, by its own account. `None` where that is as large as its memory.
+pub(crate) fn largest_buffer<B: Backend>(device: &Device<B>) -> Option<usize> {
+    let found: Option<usize> = None;
+    #[cfg(feature = "wgpu")]
+    let found = found.or_else(|| cube::largest_buffer::<burn_wgpu::WgpuRuntime, B>(device));
+    #[cfg(feature = "cuda")]
+    let found = found.or_else(|| cube::largest_buffer::<cubecl::cuda::CudaRuntime, B>(device));
+    let _ = device;
+    found
+}
+
+/// Where a result does not fit, Burn would compute on with what is not there.
+///
+/// # Panics
+/// With the text of [`BufferError`]: operations of Burn leave no other way.
+fn assert_fits<B: Backend>(tensor: &QinsTensor<B>, rows: usize, cols: usize, dtype: FloatDType) {
+    let bytes = rows.saturating_mul(cols).saturating_mul(DType::from(dtype).size());
+    if let Some(limit) = buffer_limit::<B>(&tensor.device()).filter(|&limit| bytes > limit) {
+        let Header { format, rows: out, cols: input, .. } = tensor.header();
+        let tensor = format!("a result {rows} x {cols} in {dtype:?} of a weight {out} x {input} in {format}");
+        panic!("{}", BufferError { tensor, bytes, limit });
+    }
+}
+
+/// A float tensor encoded on the device where it lies, as a tensor `[rows, cols]`. `None` where the host must do it.
+pub(crate) fn encode<B: Backend>(
+    tensor: &FloatTensor<B>,
+    format: Format,
+    rows: usize,
+    cols: usize,
+) -> Option<QinsTensor<B>> {
+    let _ = (tensor, format, rows, cols);
+    let found = None;
+    #[cfg(feature = "wgpu")]
+    let found = found.or_else(|| cube::encode::<burn_wgpu::WgpuRuntime, B>(tensor, format, rows, cols));
+    #[cfg(feature = "cuda")]
+    let found = found.or_else(|| cube::encode::<cubecl::cuda::CudaRuntime, B>(tensor, format, rows, cols));
+    found
+}
+
 /// All weights of the encoded matrix, in storage order; the shape is the matrix's `[rows, cols]`.
 pub(crate) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+    assert_fits(tensor, tensor.header().rows, tensor.header().cols, dtype);
     kernel!(decode(tensor, dtype)).unwrap_or_else(|| portable::decode(tensor, dtype))
 }
 
@@ -47,6 +94,7 @@ pub(crate) fn decode_rows<B: Backend>(
     indices: IntTensor<B>,
     dtype: FloatDType,
 ) -> FloatTensor<B> {
+    assert_fits(tensor, indices.shape()[0], tensor.header().cols, dtype);
     kernel!(decode_rows(tensor, &indices, dtype)).unwrap_or_else(|| portable::decode_rows(tensor, indices, dtype))
 }
 
@@ -56,6 +104,8 @@ pub(crate) fn matmul<B: Backend>(x: &FloatTensor<B>, weight: &QinsTensor<B>) -> 
     if weight.has_decoded() || !weight.view.is_transposed_matrix(weight.header().cols) {
         return None;
     }
+    let inputs = x.shape().num_elements() / weight.header().cols.max(1);
+    assert_fits(weight, inputs, weight.header().rows, x.dtype().into());
     if weight.view.is_expanded() {
         // The one matrix serves every batch.
         let (mut shape, batches) = (x.shape(), weight.shape());

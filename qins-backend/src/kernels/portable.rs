@@ -1,6 +1,9 @@
 //! Decoding in the inner backend's own operations: works on every backend, on the device where the codes lie.
 
-use crate::QinsTensor;
+use crate::{
+    QinsTensor,
+    parts::{FloatRows, Part},
+};
 use burn_backend::{
     Backend, DType, FloatDType, IntDType, Shape, Slice, TensorData, TensorMetadata, get_device_settings,
     tensor::{Device, FloatTensor, IntTensor},
@@ -9,14 +12,20 @@ use qins_codec::Header;
 
 pub(super) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     let &Header { format, rows, cols, .. } = tensor.header();
-    let device = B::int_device(&tensor.codes);
     if rows * cols == 0 {
-        return B::float_empty(Shape::new([rows, cols]), &device, dtype);
+        return B::float_empty(Shape::new([rows, cols]), &tensor.device(), dtype);
     }
-    let plane_rows = format.planes() * rows;
-    let codes = unpack::<B>(tensor.codes.clone(), plane_rows, format.code_bytes(cols), format.code_bits());
-    let scales = (!format.is_raw()).then(|| unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols), 8));
-    look_up(tensor, codes, scales, dtype)
+    let decode = |part: &Part<B>| {
+        let plane_rows = format.planes() * part.rows;
+        let codes = unpack::<B>(part.codes.clone(), plane_rows, format.code_bytes(cols), format.code_bits());
+        let scales =
+            (!format.is_raw()).then(|| unpack::<B>(part.scales.clone(), part.rows, format.scale_bytes(cols), 8));
+        look_up(tensor, codes, scales, dtype)
+    };
+    match tensor.parts.as_slice() {
+        [part] => decode(part),
+        parts => B::float_cat(parts.iter().map(decode).collect(), 0),
+    }
 }
 
 pub(super) fn decode_rows<B: Backend>(
@@ -24,42 +33,53 @@ pub(super) fn decode_rows<B: Backend>(
     indices: IntTensor<B>,
     dtype: FloatDType,
 ) -> FloatTensor<B> {
-    let &Header { format, rows, cols, .. } = tensor.header();
-    let device = B::int_device(&tensor.codes);
+    let &Header { format, cols, .. } = tensor.header();
     let selected = indices.shape()[0];
     if selected * cols == 0 {
-        return B::float_empty(Shape::new([selected, cols]), &device, dtype);
+        return B::float_empty(Shape::new([selected, cols]), &tensor.device(), dtype);
     }
     // Rows of codes start at a word, so they are gathered packed; rows of scale codes do not.
-    let code_bytes = format.code_bytes(cols);
-    let words = on_planes::<B>(&tensor.codes, tensor.header(), |plane| {
-        map_rows::<B>(plane.clone(), rows, code_bytes, 4, |table| B::int_select(table, 0, indices.clone()))
+    let (planes, code_bytes) = (format.planes(), format.code_bytes(cols));
+    let FloatRows(rows) = Part::merge(&tensor.parts, &indices, |part, indices| {
+        let plane = |i: usize| {
+            let table = table_of::<B>(part.plane(planes, i), part.rows, code_bytes, 4);
+            words_of::<B>(B::int_select(table, 0, indices.clone()), 4)
+        };
+        let words = if planes == 1 { plane(0) } else { B::int_cat((0..planes).map(plane).collect(), 0) };
+        let codes = unpack::<B>(words, planes * selected, code_bytes, format.code_bits());
+        let scales = (!format.is_raw()).then(|| {
+            let all = unpack::<B>(part.scales.clone(), part.rows, format.scale_bytes(cols), 8);
+            B::int_select(all, 0, indices)
+        });
+        FloatRows::<B>(look_up(tensor, codes, scales, dtype))
     });
-    let codes = unpack::<B>(words, format.planes() * selected, code_bytes, format.code_bits());
-    let scales = (!format.is_raw()).then(|| {
-        let all = unpack::<B>(tensor.scales.clone(), rows, format.scale_bytes(cols), 8);
-        B::int_select(all, 0, indices)
-    });
-    look_up(tensor, codes, scales, dtype)
+    rows
 }
 
-/// An operation on the codes of each plane, which holds all rows; the results one after the other.
-pub(crate) fn on_planes<B: Backend>(
-    codes: &IntTensor<B>,
-    header: &Header,
-    op: impl Fn(&IntTensor<B>) -> IntTensor<B>,
+/// Packed rows of `row_bytes` bytes as a table, whose columns have `column_bytes` bytes: 4, where rows are whole words, or 1.
+pub(crate) fn table_of<B: Backend>(
+    words: IntTensor<B>,
+    rows: usize,
+    row_bytes: usize,
+    column_bytes: usize,
 ) -> IntTensor<B> {
-    let planes = header.format.planes();
-    if planes == 1 {
-        return op(codes);
+    if column_bytes == 4 {
+        let words = B::int_slice(words, &[Slice::from(0..rows * row_bytes / 4)]);
+        return B::int_reshape(words, Shape::new([rows, row_bytes / 4]));
     }
-    let words = header.code_bytes() / 4 / planes;
-    let plane = |i: usize| op(&B::int_slice(codes.clone(), &[Slice::from(i * words..(i + 1) * words)]));
-    B::int_cat((0..planes).map(plane).collect(), 0)
+    unpack::<B>(words, rows, row_bytes, 8)
 }
 
-/// Packed rows of `row_bytes` bytes through an operation on the table of rows, whose columns have `column_bytes` bytes: 4,
-/// where rows and what `op` takes of them are whole words, or 1.
+/// The rows of such a table, packed.
+pub(crate) fn words_of<B: Backend>(table: IntTensor<B>, column_bytes: usize) -> IntTensor<B> {
+    if column_bytes == 4 {
+        let n = table.shape().num_elements();
+        return B::int_reshape(table, Shape::new([n]));
+    }
+    pack::<B>(table)
+}
+
+/// Packed rows through an operation on [their table](table_of), of which it may take rows and columns.
 pub(crate) fn map_rows<B: Backend>(
     words: IntTensor<B>,
     rows: usize,
@@ -67,13 +87,7 @@ pub(crate) fn map_rows<B: Backend>(
     column_bytes: usize,
     op: impl FnOnce(IntTensor<B>) -> IntTensor<B>,
 ) -> IntTensor<B> {
-    if column_bytes == 4 {
-        let words = B::int_slice(words, &[Slice::from(0..rows * row_bytes / 4)]);
-        let mapped = op(B::int_reshape(words, Shape::new([rows, row_bytes / 4])));
-        let n = mapped.shape().num_elements();
-        return B::int_reshape(mapped, Shape::new([n]));
-    }
-    pack::<B>(op(unpack::<B>(words, rows, row_bytes, 8)))
+    words_of::<B>(op(table_of::<B>(words, rows, row_bytes, column_bytes)), column_bytes)
 }
 
 /// Integers below 256, one a byte, to words; zeros fill the last.
@@ -101,8 +115,22 @@ pub(crate) fn decode_elements<B: Backend>(
     cols: IntTensor<B>,
     dtype: FloatDType,
 ) -> FloatTensor<B> {
-    let &Header { format, rows: all_rows, cols: row_length, .. } = tensor.header();
-    let device = B::int_device(&tensor.codes);
+    let FloatRows(elements) = Part::merge(&tensor.parts, &rows, |part, rows| {
+        FloatRows::<B>(elements(tensor, part, rows, cols.clone(), dtype))
+    });
+    elements
+}
+
+/// As [`decode_elements`], of one part.
+fn elements<B: Backend>(
+    tensor: &QinsTensor<B>,
+    part: &Part<B>,
+    rows: IntTensor<B>,
+    cols: IntTensor<B>,
+    dtype: FloatDType,
+) -> FloatTensor<B> {
+    let &Header { format, cols: row_length, .. } = tensor.header();
+    let (device, all_rows) = (tensor.device(), part.rows);
     let int = get_device_settings::<B>(&device).int_dtype;
     let bits = format.code_bits();
     // A code from bit `bit` of a row of a plane on. What the next word adds is moved by no more than a code's width: there it is
@@ -110,14 +138,14 @@ pub(crate) fn decode_elements<B: Backend>(
     let code = |plane: usize| {
         let bit = B::int_mul_scalar(cols.clone(), (bits as i64).into());
         let row_words = (format.code_bytes(row_length) / 4) as i64;
-        let last = tensor.codes.shape()[0] as i64 - 1;
+        let last = part.codes.shape()[0] as i64 - 1;
         let word = B::int_div_scalar(bit.clone(), 32i64.into());
         let row = B::int_add_scalar(rows.clone(), ((plane * all_rows) as i64).into());
         let word_index = B::int_add(B::int_mul_scalar(row, row_words.into()), word);
         let next = B::int_clamp_max(B::int_add_scalar(word_index.clone(), 1i64.into()), last.into());
         let shift = B::int_remainder_scalar(bit, 32i64.into());
         let rest = B::int_clamp_max(B::int_add_scalar(B::int_neg(shift.clone()), 32i64.into()), (bits as i64).into());
-        let word = |index| B::int_select(tensor.codes.clone(), 0, index);
+        let word = |index| B::int_select(part.codes.clone(), 0, index);
         let low = B::bitwise_right_shift(word(word_index), B::int_cast(shift, IntDType::U32));
         let high = B::bitwise_and_scalar(word(next), mask(bits).into());
         let high = B::bitwise_left_shift(high, B::int_cast(rest, IntDType::U32));
@@ -131,7 +159,7 @@ pub(crate) fn decode_elements<B: Backend>(
     let byte = |column: IntTensor<B>| {
         let row_bytes = format.scale_bytes(row_length) as i64;
         let index = B::int_add(B::int_mul_scalar(rows.clone(), row_bytes.into()), column);
-        let word = B::int_select(tensor.scales.clone(), 0, B::int_div_scalar(index.clone(), 4i64.into()));
+        let word = B::int_select(part.scales.clone(), 0, B::int_div_scalar(index.clone(), 4i64.into()));
         let shift = B::int_mul_scalar(B::int_remainder_scalar(index, 4i64.into()), 8i64.into());
         let shifted = B::bitwise_right_shift(word, B::int_cast(shift, IntDType::U32));
         B::int_cast(B::bitwise_and_scalar(shifted, mask(8).into()), int)

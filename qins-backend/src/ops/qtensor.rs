@@ -45,12 +45,11 @@ impl<B: Backend> QTensorOps<Self> for Qins<B> {
     }
 
     fn q_device(tensor: &QuantizedTensor<Self>) -> Device<Self> {
-        B::int_device(&tensor.codes)
+        tensor.device()
     }
 
     fn q_to_device(tensor: QuantizedTensor<Self>, device: &Device<Self>) -> QuantizedTensor<Self> {
-        let codes = B::int_to_device(tensor.codes, device);
-        QinsTensor::from_words(codes, B::int_to_device(tensor.scales, device), tensor.decoder, tensor.view)
+        tensor.to_device(device)
     }
 
     async fn q_into_data(tensor: QuantizedTensor<Self>) -> Result<TensorData, ExecutionError> {

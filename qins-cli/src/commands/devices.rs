@@ -33,7 +33,7 @@ struct Line {
 struct Graphics {
     api: String,
     kind: String,
-    /// The largest weight that it can hold in one piece.
+    /// The largest tensor that it holds; coded weights beyond that are cut.
     max_buffer_bytes: u64,
     f16: bool,
     /// Units that work in step, from and to; none where kernels cannot use them.
@@ -57,7 +57,7 @@ fn describe(line: &Line) -> String {
         None => "no subgroups".to_owned(),
     };
     format!(
-        "{}, {}, {}; weights of up to {:.2} GB each, {} f16, {subgroups}",
+        "{}, {}, {}; tensors of up to {:.2} GB each, {} f16, {subgroups}",
         line.name,
         graphics.api,
         graphics.kind,

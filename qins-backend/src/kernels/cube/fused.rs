@@ -1,6 +1,6 @@
 //! Operations on the stream of a fused backend.
 
-use super::{Inputs, Operation};
+use super::Operation;
 use burn_cubecl::{CubeBackend, CubeRuntime, fusion::FusionCubeRuntime};
 use burn_fusion::{
     FusionRuntime, FusionTensor,
@@ -21,20 +21,21 @@ struct Registered<R> {
 
 pub(super) fn register<R: CubeRuntime>(
     operation: Operation,
-    inputs: Inputs<FusionTensor<FusionCubeRuntime<R>>>,
+    inputs: Vec<FusionTensor<FusionCubeRuntime<R>>>,
 ) -> FusionTensor<FusionCubeRuntime<R>> {
     let client = inputs[0].client.clone();
-    let streams = OperationStreams::with_inputs(inputs.each_ref());
+    let streams = OperationStreams::with_inputs(&inputs);
     let out = TensorIr::uninit(client.create_empty_handle(), operation.shape.clone(), operation.dtype);
-    let tensors = CustomOpIr::new("qins", &inputs.map(FusionTensor::into_ir), &[out]);
+    let inputs: Vec<TensorIr> = inputs.into_iter().map(FusionTensor::into_ir).collect();
+    let tensors = CustomOpIr::new("qins", &inputs, &[out]);
     let registered = Registered::<R> { operation, tensors: tensors.clone(), runtime: PhantomData };
     client.register(streams, OperationIr::Custom(tensors), registered).output()
 }
 
 impl<R: CubeRuntime> FusionOperation<FusionCubeRuntime<R>> for Registered<R> {
     fn execute(&self, handles: &mut HandleContainer<<FusionCubeRuntime<R> as FusionRuntime>::FusionHandle>) {
-        let (inputs, [out]): (&Inputs<TensorIr>, &[TensorIr; 1]) = self.tensors.as_fixed();
-        let inputs = inputs.each_ref().map(|tensor| handles.get_float_tensor::<Plain<R>>(tensor));
+        let inputs = self.tensors.inputs.iter().map(|tensor| handles.get_float_tensor::<Plain<R>>(tensor)).collect();
+        let out = &self.tensors.outputs[0];
         handles.register_float_tensor::<Plain<R>>(&out.id, self.operation.run(inputs));
     }
 }

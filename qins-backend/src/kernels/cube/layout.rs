@@ -92,7 +92,7 @@ impl Layout {
     }
 }
 
-/// An encoded matrix on a device.
+/// Rows of an encoded matrix on a device, all or those of one part.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Coded {
     /// Packed codes, plane after plane.
@@ -102,6 +102,10 @@ pub(super) struct Coded {
     /// `w/s` of every code and then the scale of every scale code.
     pub(super) tables: Array<f32>,
     pub(super) rows: usize,
+    /// Rows of the matrix before these.
+    pub(super) first_row: usize,
+    /// Rows of the matrix.
+    pub(super) all_rows: usize,
     pub(super) cols: usize,
     /// Words of codes in a row of a plane.
     pub(super) row_words: usize,

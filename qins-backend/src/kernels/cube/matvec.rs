@@ -21,13 +21,15 @@ pub(super) const LINE_ROWS: usize = 2;
 /// Rows of a cube.
 pub(super) const ROWS: usize = LINES * LINE_ROWS;
 
-/// `x W^T`: `x [m, in]` to `out [m, out]`.
+/// `x W^T`: `x [m, in]` to the columns of `out [m, out]` that are these rows of `W`.
 #[cube(launch_unchecked)]
 pub(super) fn matvec<F: Float>(
     x: &Array<F>,
     coded: &Coded,
     out: &mut Array<F>,
     #[comptime] m: usize,
+    // Units of a subgroup, which divide those of a line; 1 where subgroups are not used.
+    #[comptime] subgroup: usize,
     #[comptime] layout: Layout,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -94,24 +96,35 @@ pub(super) fn matvec<F: Float>(
         unit += LANES;
     }
 
-    // One more than lanes, so that units that add up different sums read different banks.
-    let stride = comptime!(LANES + 1);
+    // What is left of a sum: one of each subgroup, or of each unit. One more, so that units that add up different sums read
+    // different banks.
+    let width = comptime!(LANES / subgroup);
+    let stride = comptime!(width + 1);
     let mut parts = SharedMemory::<f32>::new(comptime!(LINES * sums_a_lane * stride));
     #[unroll]
     for i in 0..sums_a_lane {
-        parts[(line * sums_a_lane + i) * stride + lane] = sums[i];
+        let at = (line * sums_a_lane + i) * stride;
+        if comptime!(subgroup > 1) {
+            let sum = plane_sum(sums[i]);
+            let in_subgroup = lane % subgroup;
+            if in_subgroup == 0 {
+                parts[at + lane / subgroup] = sum;
+            }
+        } else {
+            parts[at + lane] = sums[i];
+        }
     }
     sync_cube();
     let of_unit = line * LANES + lane;
     if of_unit < comptime!(LINES * sums_a_lane) {
         let mut sum = 0.0f32;
-        for i in 0..LANES {
+        for i in 0..width {
             sum += parts[of_unit * stride + i];
         }
         let row = CUBE_POS_X as usize * ROWS + of_unit / m;
         // Sums are ordered by row, then input.
         if row < coded.rows {
-            out[(of_unit % m) * coded.rows + row] = F::cast_from(sum);
+            out[(of_unit % m) * coded.all_rows + coded.first_row + row] = F::cast_from(sum);
         }
     }
 }

@@ -1,14 +1,20 @@
 //! CubeCL devices: codes are decoded in registers, where they are multiplied. No float matrix is built.
 //!
 //! Plain (`CubeBackend<R, ..>`) and fused (`Fusion<CubeBackend<R, ..>>`) backends run the same kernels. A fused one gets
-//! them as custom operations on its stream, in order with what Burn fuses before and after.
+//! them as custom operations on its stream, in order with what Burn fuses before and after. Of a matrix in parts, each part
+//! is a launch of its own, which writes its rows of the one result.
 
 mod decode;
+mod encode;
 mod fused;
 mod layout;
 mod matvec;
 mod rows;
 mod tile;
+mod traffic;
+
+pub(super) use encode::encode;
+pub use traffic::{Traffic, traffic};
 
 use crate::QinsTensor;
 use burn_backend::{
@@ -20,19 +26,41 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 use burn_fusion::FusionTensor;
-use cubecl::{CubeCount, CubeDim};
+use cubecl::{CubeCount, CubeDim, client::ComputeClient, features::Plane};
 use layout::{CodedLaunch, Law, Layout};
 use qins_codec::{Decoder, Header};
-use std::any::{Any, TypeId};
+use std::{
+    any::{Any, TypeId},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 /// Cubes in one direction that every device offers.
 const MAX_CUBES: usize = 65535;
+
+static SUBGROUPS: AtomicBool = AtomicBool::new(true);
+
+/// Whether products of few inputs may add up by subgroups where a graphics device has them; they do from the start. For drivers
+/// that get them wrong.
+pub fn allow_subgroups(allowed: bool) {
+    SUBGROUPS.store(allowed, Relaxed);
+}
+
+/// Units of a subgroup of a device, if the units of a line are some of them and it has no others; else 1.
+fn subgroup<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
+    let properties = client.properties();
+    let [least, most] = [properties.hardware.plane_size_min, properties.hardware.plane_size_max].map(|n| n as usize);
+    let fits = least == most && most > 1 && matvec::LANES.is_multiple_of(most);
+    let allowed = SUBGROUPS.load(Relaxed) && properties.features.plane.contains(Plane::Ops);
+    if fits && allowed { most } else { 1 }
+}
 
 /// What an operation needs besides its tensors.
 #[derive(Debug, Clone)]
 struct Operation {
     kind: Kind,
     header: Header,
+    /// Rows of each part of the matrix.
+    parts: Vec<usize>,
     /// Of the result.
     shape: Shape,
     /// Of the result.
@@ -47,10 +75,17 @@ enum Kind {
     Rows,
     /// All rows.
     Decode,
+    /// The largest magnitude of each row of floats, as bits.
+    Largest,
+    /// Floats to codes and scale codes, by tables of a search.
+    Encode { length: usize, below: usize },
 }
 
-/// What the operation is given, then codes, scale codes and tables.
-type Inputs<T> = [T; 4];
+/// Bytes that a device of `R` binds in one piece.
+pub(super) fn largest_buffer<R: CubeRuntime, B: Backend>(device: &B::Device) -> Option<usize> {
+    let device = (device as &dyn Any).downcast_ref::<R::Device>()?;
+    Some(R::client(device).properties().memory.max_page_size.try_into().unwrap_or(usize::MAX))
+}
 
 /// All functions are `None` unless `B` runs on `R`, and its kernels do what is asked.
 pub(super) fn matmul<R: CubeRuntime, B: Backend>(x: &FloatTensor<B>, weight: &QinsTensor<B>) -> Option<FloatTensor<B>> {
@@ -59,7 +94,7 @@ pub(super) fn matmul<R: CubeRuntime, B: Backend>(x: &FloatTensor<B>, weight: &Qi
     let &header = weight.header();
     assert_eq!(shape[rank - 1], header.cols, "the last dimension of the input is not the weight's `in`");
     shape[rank - 1] = header.rows;
-    Operation { kind: Kind::Product, header, shape, dtype }.on::<R, B>(x, weight)
+    Operation::new(Kind::Product, weight, shape, dtype).on::<R, B>(x, weight)
 }
 
 pub(super) fn decode_rows<R: CubeRuntime, B: Backend>(
@@ -67,19 +102,27 @@ pub(super) fn decode_rows<R: CubeRuntime, B: Backend>(
     indices: &IntTensor<B>,
     dtype: FloatDType,
 ) -> Option<FloatTensor<B>> {
-    let &header = tensor.header();
-    let shape = Shape::new([indices.shape()[0], header.cols]);
-    Operation { kind: Kind::Rows, header, shape, dtype: dtype.into() }.on::<R, B>(indices, tensor)
+    let shape = Shape::new([indices.shape()[0], tensor.header().cols]);
+    Operation::new(Kind::Rows, tensor, shape, dtype.into()).on::<R, B>(indices, tensor)
 }
 
 pub(super) fn decode<R: CubeRuntime, B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> Option<FloatTensor<B>> {
-    let &header = tensor.header();
-    let shape = Shape::new([header.rows, header.cols]);
-    Operation { kind: Kind::Decode, header, shape, dtype: dtype.into() }.on::<R, B>(&tensor.codes, tensor)
+    let &Header { rows, cols, .. } = tensor.header();
+    Operation::new(Kind::Decode, tensor, Shape::new([rows, cols]), dtype.into())
+        .on::<R, B>(&tensor.parts[0].codes, tensor)
 }
 
-fn downcast<T: Clone + 'static>(tensors: Inputs<&dyn Any>) -> Inputs<T> {
-    tensors.map(|tensor| tensor.downcast_ref::<T>().expect("all tensors of a device have one type").clone())
+fn is_plain<R: CubeRuntime, B: Backend>() -> bool {
+    TypeId::of::<FloatTensor<B>>() == TypeId::of::<CubeTensor<R>>()
+}
+
+fn is_fused<R: CubeRuntime, B: Backend>() -> bool {
+    TypeId::of::<FloatTensor<B>>() == TypeId::of::<FusionTensor<FusionCubeRuntime<R>>>()
+}
+
+fn downcast<T: Clone + 'static>(tensors: Vec<&dyn Any>) -> Vec<T> {
+    let tensor = |tensor: &dyn Any| tensor.downcast_ref::<T>().expect("all tensors of a device have one type").clone();
+    tensors.into_iter().map(tensor).collect()
 }
 
 /// The tables of a decoder as kernels read them: see [`Layout::values`].
@@ -97,24 +140,33 @@ fn tables(decoder: &Decoder) -> Vec<f32> {
 }
 
 impl Operation {
+    fn new<B: Backend>(kind: Kind, coded: &QinsTensor<B>, shape: Shape, dtype: DType) -> Self {
+        let parts = coded.parts.iter().map(|part| part.rows).collect();
+        Self { kind, header: *coded.header(), parts, shape, dtype }
+    }
+
     /// Runs it, or puts it on the stream of a fused backend.
     fn on<R: CubeRuntime, B: Backend>(self, given: &dyn Any, coded: &QinsTensor<B>) -> Option<FloatTensor<B>> {
-        let plain = TypeId::of::<FloatTensor<B>>() == TypeId::of::<CubeTensor<R>>();
-        let fused = TypeId::of::<FloatTensor<B>>() == TypeId::of::<FusionTensor<FusionCubeRuntime<R>>>();
-        if !(plain || fused) || !self.has_kernel() {
+        if !(is_plain::<R, B>() || is_fused::<R, B>()) || !self.has_kernel() {
             return None;
         }
         let tables = coded.tables.get_or_init(|| {
             let tables = tables(&coded.decoder);
             let n = tables.len();
-            B::float_from_data(TensorData::new(tables, [n]), &B::int_device(&coded.codes))
+            B::float_from_data(TensorData::new(tables, [n]), &coded.device())
         });
-        let inputs: Inputs<&dyn Any> = [given, &coded.codes, &coded.scales, tables];
-        let mut result: Box<dyn Any> = match plain {
+        let mut inputs: Vec<&dyn Any> = vec![given, tables];
+        coded.parts.iter().for_each(|part| inputs.extend([&part.codes as &dyn Any, &part.scales]));
+        self.place::<R, B, _>(inputs)
+    }
+
+    /// `T` is the type of all of `B`'s tensors.
+    fn place<R: CubeRuntime, B: Backend, T: 'static>(self, inputs: Vec<&dyn Any>) -> Option<T> {
+        let mut result: Box<dyn Any> = match is_plain::<R, B>() {
             true => Box::new(Some(self.run::<R>(downcast(inputs)))),
             false => Box::new(Some(fused::register::<R>(self, downcast(inputs)))),
         };
-        result.downcast_mut::<Option<FloatTensor<B>>>()?.take()
+        result.downcast_mut::<Option<T>>()?.take()
     }
 
     fn has_kernel(&self) -> bool {
@@ -136,26 +188,46 @@ impl Operation {
         self.shape.num_elements() / self.shape.as_slice().last().expect("matrices have dimensions")
     }
 
-    fn run<R: CubeRuntime>(&self, inputs: Inputs<CubeTensor<R>>) -> CubeTensor<R> {
-        let [given, codes, scales, tables] = inputs.map(into_contiguous);
-        let Header { format, rows, cols, .. } = self.header;
-        let layout = Layout::new(&self.header);
-        let client = codes.client.clone();
-        let out = empty_device_contiguous_dtype(client.clone(), codes.device.clone(), self.shape.clone(), self.dtype);
-        let coded = || {
-            CodedLaunch::new(
-                codes.clone().into_array_arg(),
-                scales.clone().into_array_arg(),
+    /// `inputs`: what the operation is given, tables if it needs any, then codes and scale codes of each part.
+    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> CubeTensor<R> {
+        let inputs: Vec<CubeTensor<R>> = inputs.into_iter().map(into_contiguous).collect();
+        if matches!(self.kind, Kind::Largest | Kind::Encode { .. }) {
+            return encode::run(self, inputs);
+        }
+        let [given, tables, parts @ ..] = inputs.as_slice() else { unreachable!("`on` gives as many") };
+        let (client, device) = (tables.client.clone(), tables.device.clone());
+        let out = empty_device_contiguous_dtype(client, device, self.shape.clone(), self.dtype);
+        let mut first_row = 0;
+        for (words, &rows) in parts.chunks_exact(2).zip(&self.parts) {
+            let Header { format, rows: all_rows, cols, .. } = self.header;
+            let coded = CodedLaunch::new(
+                words[0].clone().into_array_arg(),
+                words[1].clone().into_array_arg(),
                 tables.clone().into_array_arg(),
                 rows,
+                first_row,
+                all_rows,
                 cols,
                 format.code_bytes(cols) / 4,
                 format.scale_bytes(cols),
-            )
-        };
+            );
+            if self.kind == Kind::Product {
+                let bound = [given, &words[0], &words[1], tables, &out];
+                traffic::count(bound.map(|tensor| tensor.handle.size_in_used()));
+            }
+            self.launch(given.clone(), rows, coded, out.clone());
+            first_row += rows;
+        }
+        out
+    }
+
+    /// Of one part, of `rows` rows.
+    fn launch<R: CubeRuntime>(&self, given: CubeTensor<R>, rows: usize, coded: CodedLaunch<R>, out: CubeTensor<R>) {
+        let layout = Layout::new(&self.header);
+        let client = out.client.clone();
         let n = self.rows();
         let given_type = given.dtype.into();
-        let (given, result) = (given.into_array_arg(), out.clone().into_array_arg());
+        let (given, out) = (given.into_array_arg(), out.into_array_arg());
         // SAFETY: kernels read within the lengths that the header gives codes, scale codes and tables; columns, rows and inputs
         // are below their numbers where they are read and where they are written, whatever indices say; and any code
         // chooses an entry of its table.
@@ -166,9 +238,10 @@ impl Operation {
                     CubeCount::Static(rows.div_ceil(matvec::ROWS) as u32, 1, 1),
                     CubeDim::new_2d(matvec::LANES as u32, matvec::LINES as u32),
                     given,
-                    coded(),
-                    result,
+                    coded,
+                    out,
                     n,
+                    subgroup(&client),
                     layout,
                     given_type,
                 ),
@@ -177,30 +250,32 @@ impl Operation {
                     CubeCount::Static(rows.div_ceil(tile::ROWS) as u32, n.div_ceil(tile::INPUTS) as u32, 1),
                     CubeDim::new_2d(tile::UNITS[0] as u32, tile::UNITS[1] as u32),
                     given,
-                    coded(),
-                    result,
+                    coded,
+                    out,
                     n,
                     layout,
                     given_type,
                 ),
+                Kind::Largest | Kind::Encode { .. } => unreachable!("no operation on codes"),
                 Kind::Rows | Kind::Decode => {
-                    let cubes = (n * cols.div_ceil(layout.unit_codes())).div_ceil(rows::UNITS);
+                    let selected = self.kind == Kind::Rows;
+                    let n = if selected { n } else { rows };
+                    let cubes = (n * self.header.cols.div_ceil(layout.unit_codes())).div_ceil(rows::UNITS);
                     let across = cubes.min(MAX_CUBES);
                     rows::rows::launch_unchecked(
                         &client,
                         CubeCount::Static(across as u32, cubes.div_ceil(across) as u32, 1),
                         CubeDim::new_1d(rows::UNITS as u32),
                         given,
-                        coded(),
-                        result,
+                        coded,
+                        out,
                         n,
-                        self.kind == Kind::Rows,
+                        selected,
                         layout,
                         [self.dtype.into(), given_type],
                     );
                 }
             }
         }
-        out
     }
 }

@@ -9,7 +9,8 @@ use cubecl::prelude::*;
 /// Units of a cube.
 pub(super) const UNITS: usize = 64;
 
-/// Rows `indices [n]`, or the first `n`, to `out [n, cols]`. Indices behind the last row are the last.
+/// Rows `indices [n]`, or all `n`, to their places in `out`: `[indices, cols]`, or the whole matrix. Indices count rows of the
+/// whole matrix; those behind its last row are the last.
 #[cube(launch_unchecked)]
 pub(super) fn rows<F: Float, I: Int>(
     indices: &Array<I>,
@@ -24,15 +25,23 @@ pub(super) fn rows<F: Float, I: Int>(
     let units = coded.cols.div_ceil(unit_codes);
     let (of, unit) = (ABSOLUTE_POS / units, ABSOLUTE_POS % units);
     if of < n {
-        let row = if comptime!(selected) { min(usize::cast_from(indices[of]), coded.rows - 1) } else { of };
+        let mut row = of;
+        let mut to = coded.first_row + of;
+        let mut is_own = true;
+        if comptime!(selected) {
+            let index = min(usize::cast_from(indices[of]), coded.all_rows - 1);
+            is_own = index >= coded.first_row && index - coded.first_row < coded.rows;
+            row = select(is_own, index - coded.first_row, 0);
+            to = of;
+        }
         let mut weights = Array::<f32>::new(unit_codes);
         let base = decode::base(coded, row, layout);
         decode::unit(coded, &coded.tables.to_slice(), base, row, unit, &mut weights, 0usize, layout);
         #[unroll]
         for i in 0..unit_codes {
             let col = unit * unit_codes + i;
-            if col < coded.cols {
-                out[of * coded.cols + col] = F::cast_from(weights[i]);
+            if col < coded.cols && is_own {
+                out[to * coded.cols + col] = F::cast_from(weights[i]);
             }
         }
     }

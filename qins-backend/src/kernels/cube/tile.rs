@@ -28,7 +28,7 @@ const ALL_UNITS: usize = UNITS[0] * UNITS[1];
 /// reach different banks.
 const STRIDE: usize = INPUTS + 1;
 
-/// `x W^T`: `x [m, in]` to `out [m, out]`.
+/// `x W^T`: `x [m, in]` to the columns of `out [m, out]` that are these rows of `W`.
 #[cube(launch_unchecked)]
 pub(super) fn tile<F: Float>(
     x: &Array<F>,
@@ -123,7 +123,7 @@ pub(super) fn tile<F: Float>(
             let row = first_row + UNIT_POS_X as usize + comptime!(r * UNITS[0]);
             let input = first_input + UNIT_POS_Y as usize + comptime!(j * UNITS[1]);
             if row < coded.rows && input < m {
-                out[input * coded.rows + row] = F::cast_from(sums[comptime!(r * SIDE + j)]);
+                out[input * coded.all_rows + coded.first_row + row] = F::cast_from(sums[comptime!(r * SIDE + j)]);
             }
         }
     }

@@ -1,0 +1,34 @@
+//! What kernels are given, counted.
+
+use std::sync::Mutex;
+
+/// Launches of products on codes on graphics devices, and the bytes that they were given. Of each part of a weight there
+/// is one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Launches of kernels.
+    pub launches: u64,
+    /// Bytes of the buffers that were bound: codes, scale codes, tables, inputs and outputs, each time whole.
+    pub bytes: u64,
+    /// Matrices that were encoded on a device.
+    pub encoded: u64,
+}
+
+static TRAFFIC: Mutex<Traffic> = Mutex::new(Traffic { launches: 0, bytes: 0, encoded: 0 });
+
+/// What this process launched so far, on all devices. A fused backend launches when it must, at the latest when a result
+/// is read.
+pub fn traffic() -> Traffic {
+    *TRAFFIC.lock().expect("nothing panics while it is held")
+}
+
+pub(super) fn count_encoded() {
+    TRAFFIC.lock().expect("nothing panics while it is held").encoded += 1;
+}
+
+/// One launch with buffers of so many bytes.
+pub(super) fn count(bytes: impl IntoIterator<Item = u64>) {
+    let mut traffic = TRAFFIC.lock().expect("nothing panics while it is held");
+    traffic.launches += 1;
+    traffic.bytes += bytes.into_iter().sum::<u64>();
+}
