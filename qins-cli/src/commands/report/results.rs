@@ -93,11 +93,21 @@ impl Results {
         self.done.iter().filter(move |done| done.subject == *subject && done.model == model)
     }
 
-    /// Runs a command unless this version of the program has run the same before; whether it had to.
+    /// Those on long windows, of one model.
+    pub fn long<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a Done> {
+        self.done.iter().filter(move |done| matches!(done.subject, Subject::Long { .. }) && done.model == model)
+    }
+
+    /// Runs a command unless this version of the program has run the same before and its file is still there; whether
+    /// it had to.
     pub fn run(&mut self, step: &Step) -> Result<bool> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let command = format!("qins {}", step.words.join(" "));
-        if self.done.iter().any(|done| done.command == command && done.version == version) {
+        let here = match &step.subject {
+            Subject::Text { file, .. } => Path::new(file).exists(),
+            _ => true,
+        };
+        if here && self.done.iter().any(|done| done.command == command && done.version == version) {
             return Ok(false);
         }
         let output = match &step.subject {
