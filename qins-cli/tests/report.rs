@@ -118,8 +118,18 @@ fn every_measurement_has_its_table() {
         let answered = result(words);
         cell(format!("| `{name}` | 12 | {:.1} ± ", 100.0 * number(&answered, "/result/accuracy/value")));
     }
-    let message = failure(report(directory.path(), &["demo", "--perplexity"]).output().unwrap());
-    assert!(message.contains("--text"), "{message}");
+    // Float in another format: the demo's files are in f16.
+    let f16 = [&words[..], &more, &["--reference-format", "f16"]].concat();
+    json_of(report(&directory.path().join("f16"), &f16).output().unwrap());
+    let markdown = fs::read_to_string(directory.path().join("f16/report.md")).unwrap();
+    for words in
+        ["perplexity demo --format f16", "tasks demo --format f16", "compare demo --format q2 --reference-format f16"]
+    {
+        assert!(markdown.contains(words), "{words}");
+    }
+    let output = report(directory.path(), &["demo", "--perplexity"]).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("--text <FILE>"), "{message}");
 }
 
 #[test]

@@ -15,6 +15,9 @@ pub struct Plan {
     /// Formats and presets to compare with float, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = FORMATS)]
     formats: Vec<String>,
+    /// Format of float's linear weights [default: f32; bf16 takes half the memory, and is exact where files are in bf16]
+    #[arg(long, value_name = "FORMAT")]
+    reference_format: Option<String>,
     /// Windows of the text, of 512 tokens each or what a model holds, that are read; sampling reads a quarter of them
     #[arg(long, value_name = "N", default_value_t = 32)]
     windows: u32,
@@ -116,17 +119,20 @@ impl Plan {
                 }
             };
             step(Subject::Weights, None, words!["measure", model]);
+            let named = |option: &str| self.reference_format.iter().flat_map(|f| words![option, f]).collect::<Vec<_>>();
+            let float = [words![model], named("--format")].concat();
             if self.perplexity {
-                step(Subject::Perplexity, None, words!["eval", "perplexity", model, "--text", text]);
+                let words = [&words!["eval", "perplexity"], &float[..], &words!["--text", text]].concat();
+                step(Subject::Perplexity, None, words);
             }
             let ask = |file: &str| words!["--file", file, "--limit", self.questions];
             if let Some(file) = &self.tasks {
-                step(Subject::Tasks, None, [words!["eval", "tasks", model], ask(file)].concat());
+                step(Subject::Tasks, None, [&words!["eval", "tasks"], &float[..], &ask(file)].concat());
             }
             for format in &self.formats {
                 let option = if Preset::from_str(format, false).is_ok() { "--preset" } else { "--format" };
                 let coded = words![model, option, format];
-                let words = [coded.clone(), words!["--text", text]].concat();
+                let words = [coded.clone(), named("--reference-format"), words!["--text", text]].concat();
                 let mut eval = |subject, what: &str, words: &[String], counts: Vec<String>| {
                     step(subject, Some(format), [&words!["eval", what], words, &counts].concat());
                 };

@@ -88,13 +88,17 @@ impl Results {
         &self.done
     }
 
-    /// Those on a subject, of one model.
-    pub fn of<'a>(&'a self, subject: &'a Subject, model: &'a str) -> impl Iterator<Item = &'a Done> {
-        self.done.iter().filter(move |done| done.subject == *subject && done.model == model)
+    /// Those on a subject, of one model: those of the most bits a weight first, where they tell bits.
+    pub fn of(&self, subject: &Subject, model: &str) -> impl Iterator<Item = &Done> {
+        let mut found: Vec<&Done> =
+            self.done.iter().filter(|done| done.subject == *subject && done.model == model).collect();
+        let bits = |done: &Done| done.output.pointer("/model/bits_per_weight").and_then(Value::as_f64).unwrap_or(0.0);
+        found.sort_by(|a, b| bits(b).total_cmp(&bits(a)));
+        found.into_iter()
     }
 
     /// Those on long windows, of one model.
-    pub fn long<'a>(&'a self, model: &'a str) -> impl Iterator<Item = &'a Done> {
+    pub fn long(&self, model: &str) -> impl Iterator<Item = &Done> {
         self.done.iter().filter(move |done| matches!(done.subject, Subject::Long { .. }) && done.model == model)
     }
 

@@ -52,7 +52,9 @@ const PERCENT: f64 = 0.01;
 
 /// How much perplexity grows, in percent.
 fn perplexity_change(done: &Done) -> String {
-    let ratio = number(done, "/result/perplexity_ratio/value").map(|ratio| (ratio - 1.0) / PERCENT);
+    // Rounded first, so that nothing is `-0.000`.
+    let rounded = |percent: f64| (percent * 1e3).round() / 1e3 + 0.0;
+    let ratio = number(done, "/result/perplexity_ratio/value").map(|ratio| rounded((ratio - 1.0) / PERCENT));
     let error = number(done, "/result/perplexity_ratio/standard_error").map(|error| error / PERCENT);
     match (ratio, error) {
         (Some(change), Some(error)) => format!("{change:+.3} ± {error:.3}"),
@@ -75,7 +77,7 @@ pub fn overview(results: &Results, models: &[&str]) -> Table {
         "perplexity, change in %",
         "KL, mean in nats",
         "same top token, %",
-        "identical tokens, of so many",
+        "identical tokens",
     ]);
     for model in models {
         for done in results.of(&Subject::Compare, model) {
