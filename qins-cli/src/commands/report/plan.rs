@@ -122,19 +122,19 @@ impl Plan {
             let named = |option: &str| self.reference_format.iter().flat_map(|f| words![option, f]).collect::<Vec<_>>();
             let float = [words![model], named("--format")].concat();
             if self.perplexity {
-                let words = [&words!["eval", "perplexity"], &float[..], &words!["--text", text]].concat();
+                let words = [words!["eval", "perplexity"], float.clone(), words!["--text", text]].concat();
                 step(Subject::Perplexity, None, words);
             }
             let ask = |file: &str| words!["--file", file, "--limit", self.questions];
             if let Some(file) = &self.tasks {
-                step(Subject::Tasks, None, [&words!["eval", "tasks"], &float[..], &ask(file)].concat());
+                step(Subject::Tasks, None, [words!["eval", "tasks"], float, ask(file)].concat());
             }
             for format in &self.formats {
                 let option = if Preset::from_str(format, false).is_ok() { "--preset" } else { "--format" };
                 let coded = words![model, option, format];
                 let words = [coded.clone(), named("--reference-format"), words!["--text", text]].concat();
                 let mut eval = |subject, what: &str, words: &[String], counts: Vec<String>| {
-                    step(subject, Some(format), [&words!["eval", what], words, &counts].concat());
+                    step(subject, Some(format), [words!["eval", what], words.to_vec(), counts].concat());
                 };
                 eval(Subject::Compare, "compare", &words, words!["--windows", self.windows]);
                 for &tokens in self.long.iter().filter(|&&tokens| tokens as usize <= holds) {
