@@ -127,7 +127,11 @@ impl Plan {
             }
             let ask = |file: &str| words!["--file", file, "--limit", self.questions];
             if let Some(file) = &self.tasks {
-                step(Subject::Tasks, None, [words!["eval", "tasks"], float, ask(file)].concat());
+                step(
+                    Subject::Tasks,
+                    self.reference_format.as_deref(),
+                    [words!["eval", "tasks"], float, ask(file)].concat(),
+                );
             }
             for format in &self.formats {
                 let option = if Preset::from_str(format, false).is_ok() { "--preset" } else { "--format" };
