@@ -113,6 +113,19 @@ impl Grammar {
         self.symbols.contains_key(symbol)
     }
 
+    /// What a variable can be, in its first form.
+    pub fn words(&self, variable: &str) -> impl Iterator<Item = &str> {
+        self.symbols[&self.variables[variable]].alternatives.iter().map(|forms| match &forms[0][..] {
+            [Piece::Text(word)] => word.as_str(),
+            pieces => panic!("expected a plain word for a variable, found {pieces:?}"),
+        })
+    }
+
+    /// The word that a variable is bound to.
+    pub fn word(&self, variable: &str, chosen: usize) -> &str {
+        self.words(variable).nth(chosen).expect("variables are bound to alternatives")
+    }
+
     /// A random text of the symbol. Variables already bound stay; others are bound, each to what no other one is.
     ///
     /// # Panics

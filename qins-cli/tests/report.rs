@@ -20,9 +20,11 @@ fn report(output: &Path, arguments: &[&str]) -> Command {
 const SMALL: [&str; 10] =
     ["demo", "--formats", "q8,q2,balanced", "--windows", "2", "--prompts", "2", "--tokens", "100", "--no-bench"];
 
+const TASKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/report/tasks.jsonl");
+
 fn pages(directory: &Path) -> Vec<String> {
     let page = |name| fs::read_to_string(directory.join(name)).unwrap();
-    ["report.html", "report.md", "claims.md", "chart-1.svg"].map(page).into()
+    ["report.html", "report.md", "claims.md", "demo-divergence.svg"].map(page).into()
 }
 
 fn results(directory: &Path) -> Vec<Value> {
@@ -61,6 +63,85 @@ fn figures_are_those_of_the_commands_and_nothing_is_run_twice() {
     let fetched = html.match_indices("src=\"").filter(|(at, _)| !html[*at..].starts_with("src=\"data:"));
     assert_eq!(fetched.count(), 0);
     assert!(!html.contains("href=") && !html.contains("url(") && !html.contains("<script"));
+}
+
+#[test]
+fn every_measurement_has_its_table() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = directory.path().join("text.txt");
+    let story = "Once upon a time, a kind pig named Jack lived near a wide lake. He carried a rusty lamp. ";
+    fs::write(&text, story.repeat(30)).unwrap();
+    let text = text.to_str().unwrap();
+    // The demo model holds 512 tokens.
+    let more = [
+        "--text",
+        text,
+        "--perplexity",
+        "--tasks",
+        TASKS,
+        "--questions",
+        "12",
+        "--long",
+        "200,512,513",
+        "--formats",
+        "q2",
+    ];
+    let words = ["demo", "--windows", "5", "--prompts", "2", "--tokens", "100", "--no-bench"];
+    json_of(report(directory.path(), &[&words[..], &more].concat()).output().unwrap());
+    let markdown = fs::read_to_string(directory.path().join("report.md")).unwrap();
+    let result = |words: &str| -> Value {
+        let named = |result: &Value| result["command"].as_str().unwrap().contains(words);
+        let found: Vec<Value> = results(directory.path()).into_iter().filter(named).collect();
+        let [result] = &found[..] else { panic!("{words}: {} results", found.len()) };
+        assert!(markdown.contains(result["command"].as_str().unwrap()), "{words}");
+        result["output"].clone()
+    };
+    let number = |value: &Value, pointer: &str| value.pointer(pointer).and_then(Value::as_f64).unwrap();
+    let cell = |cell: String| assert!(markdown.contains(&cell), "{cell}\n{markdown}");
+
+    let perplexity = result("eval perplexity demo --text");
+    cell(format!("| {} | {:.3} ± ", perplexity["result"]["predicted_tokens"], {
+        number(&perplexity, "/result/perplexity_per_token/value")
+    }));
+    // A quarter of five windows of 512 tokens are three of 200, or one.
+    for (context, windows) in [(200, 3), (512, 1)] {
+        let long = result(&format!("--context {context} --windows {windows}"));
+        let tokens = &long["result"]["reference_perplexity"]["predicted_tokens"];
+        assert_eq!(*tokens, windows * (context - 1));
+        cell(format!("| `q2` | {context} | {tokens} |"));
+    }
+    assert!(!markdown.contains("--context 513"));
+    let sampled = result("eval sampling demo --format q2");
+    assert_eq!(sampled["text"]["windows"], 2);
+    cell(format!("| `q2` | {:.2} ± ", 100.0 * number(&sampled, "/result/total_variation/value")));
+    for (name, words) in [("f32", "eval tasks demo --file"), ("q2", "eval tasks demo --format q2 --file")] {
+        let answered = result(words);
+        cell(format!("| `{name}` | 12 | {:.1} ± ", 100.0 * number(&answered, "/result/accuracy/value")));
+    }
+    // Float in another format: the demo's files are in f16.
+    let f16 = [&words[..], &more, &["--reference-format", "f16"]].concat();
+    json_of(report(&directory.path().join("f16"), &f16).output().unwrap());
+    let markdown = fs::read_to_string(directory.path().join("f16/report.md")).unwrap();
+    for words in
+        ["perplexity demo --format f16", "tasks demo --format f16", "compare demo --format q2 --reference-format f16"]
+    {
+        assert!(markdown.contains(words), "{words}");
+    }
+    let output = report(directory.path(), &["demo", "--perplexity"]).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("--text <FILE>"), "{message}");
+}
+
+#[test]
+fn a_text_that_is_gone_is_drawn_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = || json_of(report(directory.path(), &SMALL).output().unwrap());
+    run();
+    let text = directory.path().join("demo.txt");
+    let drawn = fs::read(&text).unwrap();
+    fs::remove_file(&text).unwrap();
+    assert_eq!(run()["commands_run"], 1);
+    assert!(fs::read(&text).unwrap() == drawn);
 }
 
 #[test]

@@ -99,7 +99,8 @@ fn ticks(min: f64, max: f64) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-fn number(value: f64) -> String {
+/// Three decimals at most.
+pub fn number(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

@@ -3,6 +3,7 @@
 //! Every figure of the page is one that a command printed with `--json`; commands run as a user would run them, in
 //! processes of their own, so that times and memory are theirs alone.
 
+mod bars;
 mod chart;
 mod page;
 mod plan;
@@ -52,7 +53,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut commands_run = 0;
     if !args.render {
         let models = if args.models.is_empty() { vec!["demo".parse().expect("a model")] } else { args.models };
-        let steps = args.plan.steps(&models, &args.output);
+        let steps = args.plan.steps(&models, &args.output)?;
         let bar = progress(steps.len(), "commands");
         for step in steps {
             commands_run += usize::from(results.run(&step)?);
@@ -68,8 +69,8 @@ pub fn run(args: Args) -> Result<()> {
         output::file(&path, text.as_bytes())?;
         Ok(path)
     };
-    for (i, chart) in page.charts().enumerate() {
-        write(&format!("chart-{}.svg", i + 1), chart.to_owned()).context("a chart")?;
+    for (name, chart) in page.charts() {
+        write(&format!("{name}.svg"), chart.to_owned()).context("a chart")?;
     }
     let written = Written {
         report_html: write("report.html", render::html(&page))?,

@@ -1,6 +1,7 @@
 //! What a report says, in order: headings, text, tables, charts and the commands behind them.
 
 use super::{
+    bars::Bars,
     chart::{Chart, Line},
     plan::Subject,
     results::{Done, Results},
@@ -14,8 +15,11 @@ pub enum Part {
     Heading(String),
     Text(String),
     Table(Table),
-    /// An SVG.
-    Chart(String),
+    /// An SVG, and what its file is called.
+    Chart {
+        name: String,
+        svg: String,
+    },
     Commands(Vec<String>),
 }
 
@@ -23,10 +27,10 @@ pub enum Part {
 pub struct Page(pub Vec<Part>);
 
 impl Page {
-    /// In order.
-    pub fn charts(&self) -> impl Iterator<Item = &str> {
+    /// Names and SVGs.
+    pub fn charts(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().filter_map(|part| match part {
-            Part::Chart(svg) => Some(svg.as_str()),
+            Part::Chart { name, svg } => Some((name.as_str(), svg.as_str())),
             _ => None,
         })
     }
@@ -58,6 +62,15 @@ pub fn page(results: &Results) -> Result<Page> {
             models.push(&done.model);
         }
     }
+    if results.all().iter().any(|done| done.subject == Subject::Compare) {
+        parts.push(Part::Heading("All models and formats".to_owned()));
+        parts.push(Part::Text(
+            "Against float: reading the same text, and writing on from the same prompts greedily until the first difference. \
+             Details and commands follow, model by model."
+                .to_owned(),
+        ));
+        parts.push(Part::Table(tables::overview(results, &models)));
+    }
     for model in models {
         of_model(results, model, &mut parts);
     }
@@ -69,6 +82,9 @@ pub fn page(results: &Results) -> Result<Page> {
                 .to_owned(),
         ));
         parts.push(Part::Table(tables::speed(results, &shape.model)));
+        let speed: Vec<&Done> = results.of(&Subject::Speed, &shape.model).collect();
+        parts.push(chart("speed", speed_bars(&speed)));
+        parts.push(chart("memory", memory_bars(&speed)));
         parts.push(commands(results.of(&Subject::Speed, &shape.model)));
         let contexts: Vec<&Done> = results.all().iter().filter(|done| context(done).is_some()).collect();
         if !contexts.is_empty() {
@@ -79,7 +95,7 @@ pub fn page(results: &Results) -> Result<Page> {
                     .to_owned(),
             ));
             parts.push(Part::Table(tables::contexts(&contexts)));
-            parts.push(Part::Chart(by_context(&contexts)));
+            parts.push(chart("context", by_context(&contexts)));
             parts.push(commands(contexts.into_iter()));
         }
     }
@@ -96,18 +112,27 @@ fn of_model(results: &Results, model: &str, parts: &mut Vec<Part>) {
         {
             parts.push(Part::Text(format!("Perplexity of float: {value:.3} a token, over {tokens:.0} tokens.")));
         }
-        if let Some(protocol) = first.output["protocol"].as_str() {
-            parts.push(Part::Text(format!("Protocol: {protocol}.")));
-        }
+        push_protocol(first, parts);
         parts.push(Part::Table(tables::compared(results, model)));
-        parts.push(Part::Chart(histogram(compared().collect(), model)));
+        parts.push(chart(&format!("{model}-divergence"), histogram(compared().collect(), model)));
         parts.push(commands(compared()));
+    }
+    if let Some(done) = results.of(&Subject::Perplexity, model).next() {
+        parts.push(Part::Heading(format!("{model}: perplexity of the whole text, in float")));
+        parts.push(Part::Table(tables::perplexity(done)));
+        push_protocol(done, parts);
+        parts.push(commands([done].into_iter()));
+    }
+    let long: Vec<&Done> = results.long(model).collect();
+    if !long.is_empty() {
+        parts.push(Part::Heading(format!("{model}: long texts, read by float and by each format")));
+        parts.push(Part::Text("As above, in longer windows, each alone from position 0.".to_owned()));
+        parts.push(Part::Table(tables::long(&long)));
+        parts.push(commands(long.into_iter()));
     }
     if let Some(first) = wrote().next() {
         parts.push(Part::Heading(format!("{model}: written greedily")));
-        if let Some(protocol) = first.output["protocol"].as_str() {
-            parts.push(Part::Text(format!("Protocol: {protocol}.")));
-        }
+        push_protocol(first, parts);
         parts.push(Part::Table(tables::greedy(results, model)));
         parts.push(Part::Text(
             "Match in each window of 100 tokens, free-running, in percent. After the first difference the two read different \
@@ -115,17 +140,65 @@ fn of_model(results: &Results, model: &str, parts: &mut Vec<Part>) {
                 .to_owned(),
         ));
         parts.push(Part::Table(tables::windows(results, model)));
-        parts.push(Part::Chart(over_time(wrote().collect(), model)));
+        parts.push(chart(&format!("{model}-greedy"), over_time(wrote().collect(), model)));
         parts.push(commands(wrote()));
+    }
+    let sampled = || results.of(&Subject::Sampling, model);
+    if let Some(first) = sampled().next() {
+        let at = |field: &str| tables::plain(tables::number(first, field), 1);
+        parts.push(Part::Heading(format!(
+            "{model}: what is drawn from at temperature {} and top-p {}",
+            at("/temperature"),
+            at("/top_p")
+        )));
+        push_protocol(first, parts);
+        parts.push(Part::Table(tables::sampling(results, model)));
+        parts.push(Part::Text(
+            "Total variation is the share of draws that must differ, however they are made. Never drawn: the reference's \
+             probability of tokens that top-p keeps there and not here."
+                .to_owned(),
+        ));
+        parts.push(commands(sampled()));
+    }
+    let answered = || results.of(&Subject::Tasks, model);
+    if let Some(first) = answered().next() {
+        parts.push(Part::Heading(format!("{model}: multiple-choice questions")));
+        push_protocol(first, parts);
+        parts.push(Part::Table(tables::tasks(results, model)));
+        parts.push(commands(answered()));
     }
     let weights = || results.of(&Subject::Weights, model);
     if weights().next().is_some() {
         parts.push(Part::Heading(format!("{model}: what formats lose of the weights")));
         let table = tables::weights(results, model);
-        parts.push(Part::Chart(error_against_bits(&table, model)));
+        parts.push(chart(&format!("{model}-weights"), error_against_bits(&table, model)));
         parts.push(Part::Table(table));
         parts.push(commands(weights()));
     }
+}
+
+fn push_protocol(done: &Done, parts: &mut Vec<Part>) {
+    if let Some(protocol) = done.output["protocol"].as_str() {
+        parts.push(Part::Text(format!("Protocol: {protocol}.")));
+    }
+}
+
+fn chart(name: &str, svg: String) -> Part {
+    Part::Chart { name: name.to_owned(), svg }
+}
+
+fn speed_bars(speed: &[&Done]) -> String {
+    let rate = |done: &'_ Done| tables::number(done, "/generate_tokens_per_s/median");
+    let rows = speed.iter().filter_map(|&done| Some((name(done), vec![rate(done)?]))).collect();
+    Bars { title: "Generating", unit: "tokens a second", series: &[], rows }.svg()
+}
+
+fn memory_bars(speed: &[&Done]) -> String {
+    let gigabytes = |done: &'_ Done, field: &str| tables::number(done, field).map(|bytes| bytes / 1e9);
+    let of = |done: &'_ Done| Some(vec![gigabytes(done, "/token_bytes")?, gigabytes(done, "/peak_rss_bytes")?]);
+    let rows = speed.iter().filter_map(|&done| Some((name(done), of(done)?))).collect();
+    Bars { title: "Memory", unit: "GB", series: &["weights that a token reads", "resident at most, all counted"], rows }
+        .svg()
 }
 
 fn commands<'a>(done: impl Iterator<Item = &'a Done>) -> Part {

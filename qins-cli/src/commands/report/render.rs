@@ -39,7 +39,7 @@ pub fn html(page: &Page) -> String {
                 )
             }
             // An image of its own, so that no chart's style reaches another.
-            Part::Chart(svg) => format!("<img alt=\"\" src=\"data:image/svg+xml,{}\">\n", percent_encoded(svg)),
+            Part::Chart { svg, .. } => format!("<img alt=\"\" src=\"data:image/svg+xml,{}\">\n", percent_encoded(svg)),
             Part::Commands(commands) => {
                 format!("<details><summary>Commands</summary><pre>{}</pre></details>\n", escaped(&commands.join("\n")))
             }
@@ -48,18 +48,14 @@ pub fn html(page: &Page) -> String {
     out + "</body></html>\n"
 }
 
-/// Charts are `chart-1.svg` and up.
+/// Charts lie beside it.
 pub fn markdown(page: &Page) -> String {
-    let mut charts = 0;
     let parts = page.0.iter().map(|part| match part {
         Part::Title(text) => format!("# {text}\n\n"),
         Part::Heading(text) => format!("## {text}\n\n"),
         Part::Text(text) => format!("{text}\n\n"),
         Part::Table(table) => table.markdown() + "\n",
-        Part::Chart(_) => {
-            charts += 1;
-            format!("![](chart-{charts}.svg)\n\n")
-        }
+        Part::Chart { name, .. } => format!("![]({name}.svg)\n\n"),
         Part::Commands(commands) => format!("```console\n{}\n```\n\n", commands.join("\n")),
     });
     let text: String = parts.collect();

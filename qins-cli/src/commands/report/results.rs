@@ -88,16 +88,30 @@ impl Results {
         &self.done
     }
 
-    /// Those on a subject, of one model.
-    pub fn of<'a>(&'a self, subject: &'a Subject, model: &'a str) -> impl Iterator<Item = &'a Done> {
-        self.done.iter().filter(move |done| done.subject == *subject && done.model == model)
+    /// Those on a subject, of one model: those of the most bits a weight first, where they tell bits.
+    pub fn of(&self, subject: &Subject, model: &str) -> impl Iterator<Item = &Done> {
+        let mut found: Vec<&Done> =
+            self.done.iter().filter(|done| done.subject == *subject && done.model == model).collect();
+        let bits = |done: &Done| done.output.pointer("/model/bits_per_weight").and_then(Value::as_f64).unwrap_or(0.0);
+        found.sort_by(|a, b| bits(b).total_cmp(&bits(a)));
+        found.into_iter()
     }
 
-    /// Runs a command unless this version of the program has run the same before; whether it had to.
+    /// Those on long windows, of one model.
+    pub fn long(&self, model: &str) -> impl Iterator<Item = &Done> {
+        self.done.iter().filter(move |done| matches!(done.subject, Subject::Long { .. }) && done.model == model)
+    }
+
+    /// Runs a command unless this version of the program has run the same before and its file is still there; whether
+    /// it had to.
     pub fn run(&mut self, step: &Step) -> Result<bool> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let command = format!("qins {}", step.words.join(" "));
-        if self.done.iter().any(|done| done.command == command && done.version == version) {
+        let here = match &step.subject {
+            Subject::Text { file, .. } => Path::new(file).exists(),
+            _ => true,
+        };
+        if here && self.done.iter().any(|done| done.command == command && done.version == version) {
             return Ok(false);
         }
         let output = match &step.subject {

@@ -39,7 +39,8 @@ fn estimate(done: &Done, pointer: &str, unit: f64, decimals: usize) -> String {
     }
 }
 
-fn plain(value: Option<f64>, decimals: usize) -> String {
+/// Some decimals, or `-` where it was not measured.
+pub fn plain(value: Option<f64>, decimals: usize) -> String {
     value.map_or("-".to_owned(), |value| format!("{value:.decimals$}"))
 }
 
@@ -51,7 +52,9 @@ const PERCENT: f64 = 0.01;
 
 /// How much perplexity grows, in percent.
 fn perplexity_change(done: &Done) -> String {
-    let ratio = number(done, "/result/perplexity_ratio/value").map(|ratio| (ratio - 1.0) / PERCENT);
+    // Rounded first, so that nothing is `-0.000`.
+    let rounded = |percent: f64| (percent * 1e3).round() / 1e3 + 0.0;
+    let ratio = number(done, "/result/perplexity_ratio/value").map(|ratio| rounded((ratio - 1.0) / PERCENT));
     let error = number(done, "/result/perplexity_ratio/standard_error").map(|error| error / PERCENT);
     match (ratio, error) {
         (Some(change), Some(error)) => format!("{change:+.3} ± {error:.3}"),
@@ -62,6 +65,130 @@ fn perplexity_change(done: &Done) -> String {
 
 fn format(done: &Done) -> String {
     format!("`{}`", done.format.as_deref().unwrap_or("f32"))
+}
+
+/// Bits, size and distances from float, all models in one.
+pub fn overview(results: &Results, models: &[&str]) -> Table {
+    let mut table = Table::new(&[
+        "model",
+        "format",
+        "bits a weight",
+        "MB",
+        "perplexity, change in %",
+        "KL, mean in nats",
+        "same top token, %",
+        "identical tokens",
+    ]);
+    for model in models {
+        for done in results.of(&Subject::Compare, model) {
+            let wrote = results.of(&Subject::Greedy, model).find(|wrote| wrote.format == done.format);
+            let prefix = wrote.map_or("-".to_owned(), |wrote| {
+                let of = plain(number(wrote, "/result/tokens"), 0);
+                format!("{}, of {of}", estimate(wrote, "/result/identical_prefix_tokens_mean", 1.0, 0))
+            });
+            table.rows.push(vec![
+                (*model).to_owned(),
+                format(done),
+                plain(number(done, "/model/bits_per_weight"), 2),
+                plain(number(done, "/model/weight_bytes").map(|bytes| bytes / 1e6), 2),
+                perplexity_change(done),
+                scientific(number(done, "/result/kl_nats/mean/value")),
+                estimate(done, "/result/same_top1", PERCENT, 2),
+                prefix,
+            ]);
+        }
+    }
+    table
+}
+
+/// What float makes of a whole text.
+pub fn perplexity(done: &Done) -> Table {
+    let mut table =
+        Table::new(&["tokens predicted", "perplexity a token", "perplexity a byte", "most likely token right, %"]);
+    table.rows.push(vec![
+        plain(number(done, "/result/predicted_tokens"), 0),
+        estimate(done, "/result/perplexity_per_token", 1.0, 3),
+        estimate(done, "/result/perplexity_per_byte", 1.0, 4),
+        estimate(done, "/result/top1_accuracy", PERCENT, 2),
+    ]);
+    table
+}
+
+/// How far formats are from float in windows of several lengths.
+pub fn long(long: &[&Done]) -> Table {
+    let mut table = Table::new(&[
+        "format",
+        "tokens of a window",
+        "tokens predicted",
+        "perplexity, change in %",
+        "KL, mean in nats",
+        "KL, 99.9 %",
+        "same top token, %",
+        "peak resident, GB",
+    ]);
+    for &done in long {
+        table.rows.push(vec![
+            format(done),
+            plain(number(done, "/text/context_tokens"), 0),
+            plain(number(done, "/result/reference_perplexity/predicted_tokens"), 0),
+            perplexity_change(done),
+            scientific(number(done, "/result/kl_nats/mean/value")),
+            scientific(number(done, "/result/kl_nats/quantile_99_9/value")),
+            estimate(done, "/result/same_top1", PERCENT, 2),
+            plain(number(done, "/peak_rss_bytes").map(|bytes| bytes / 1e9), 2),
+        ]);
+    }
+    table
+}
+
+/// How far what formats draw tokens from is from what float draws from.
+pub fn sampling(results: &Results, model: &str) -> Table {
+    let mut table = Table::new(&[
+        "format",
+        "total variation, %",
+        "Jensen-Shannon, nats",
+        "never drawn, %",
+        "same draws, %",
+        "tokens kept by float",
+        "by the format",
+    ]);
+    for done in results.of(&Subject::Sampling, model) {
+        table.rows.push(vec![
+            format(done),
+            estimate(done, "/result/total_variation", PERCENT, 2),
+            scientific(number(done, "/result/js_nats/value")),
+            estimate(done, "/result/never_drawn", PERCENT, 2),
+            estimate(done, "/result/same_draws", PERCENT, 1),
+            plain(number(done, "/result/reference_kept_tokens/value"), 2),
+            plain(number(done, "/result/model_kept_tokens/value"), 2),
+        ]);
+    }
+    table
+}
+
+/// How many questions float and formats answer.
+pub fn tasks(results: &Results, model: &str) -> Table {
+    let mut table = Table::new(&[
+        "format",
+        "questions",
+        "right, %",
+        "by likelihood a byte, %",
+        "by likelihood a token, %",
+        "probability of the right one, %",
+        "by chance, %",
+    ]);
+    for done in results.of(&Subject::Tasks, model) {
+        table.rows.push(vec![
+            format(done),
+            plain(number(done, "/result/tasks"), 0),
+            estimate(done, "/result/accuracy", PERCENT, 1),
+            estimate(done, "/result/accuracy_per_byte", PERCENT, 1),
+            estimate(done, "/result/accuracy_per_token", PERCENT, 1),
+            estimate(done, "/result/answer_probability", PERCENT, 1),
+            plain(number(done, "/result/chance").map(|chance| chance / PERCENT), 1),
+        ]);
+    }
+    table
 }
 
 /// How far formats are from float that reads the same text.
@@ -93,10 +220,17 @@ pub fn compared(results: &Results, model: &str) -> Table {
     table
 }
 
+/// Texts written, and how long each is.
+fn texts(done: &Done) -> String {
+    let count = |pointer: &str| plain(number(done, pointer), 0);
+    format!("{} of {}", count("/prompts"), count("/result/tokens"))
+}
+
 /// How long formats write what float writes.
 pub fn greedy(results: &Results, model: &str) -> Table {
     let mut table = Table::new(&[
         "format",
+        "texts",
         "identical tokens, mean",
         "least",
         "identical texts, %",
@@ -107,6 +241,7 @@ pub fn greedy(results: &Results, model: &str) -> Table {
     for done in results.of(&Subject::Greedy, model) {
         table.rows.push(vec![
             format(done),
+            texts(done),
             estimate(done, "/result/identical_prefix_tokens_mean", 1.0, 0),
             plain(number(done, "/result/identical_prefix_tokens_min"), 0),
             estimate(done, "/result/identical_texts", PERCENT, 0),
@@ -122,12 +257,12 @@ pub fn greedy(results: &Results, model: &str) -> Table {
 pub fn windows(results: &Results, model: &str) -> Table {
     let matches = |done: &Done| done.output["result"]["free_running_match_per_window"].as_array().cloned();
     let count = results.of(&Subject::Greedy, model).filter_map(matches).map(|list| list.len()).max();
-    let mut table = Table::new(&["format"]);
+    let mut table = Table::new(&["format", "texts"]);
     table.head.extend((0..count.unwrap_or(0)).map(|i| format!("{} to {}", 100 * i + 1, 100 * (i + 1))));
     for done in results.of(&Subject::Greedy, model) {
         let cells = (0..count.unwrap_or(0))
             .map(|i| estimate(done, &format!("/result/free_running_match_per_window/{i}"), PERCENT, 1));
-        table.rows.push([format(done)].into_iter().chain(cells).collect());
+        table.rows.push([format(done), texts(done)].into_iter().chain(cells).collect());
     }
     table
 }
