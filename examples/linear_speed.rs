@@ -68,7 +68,9 @@ fn main() {
         measure::<NdArray>("NdArray, f32", 32.0, m, linear);
         measure::<Flex>("Flex, Burn's Q8S in blocks of 32", 9.0, m, quantized);
         measure::<NdArray>("NdArray, Burn's Q8S in blocks of 32", 9.0, m, quantized);
-        for (format, bits) in [(Format::Q8, 8.25), (Format::Q6, 6.51), (Format::Q4, 4.51), (Format::Bf16, 16.0)] {
+        for (format, bits) in
+            [(Format::Q8, 8.25), (Format::Lin8, 8.25), (Format::Q6, 6.51), (Format::Q4, 4.51), (Format::Bf16, 16.0)]
+        {
             measure::<Qins<Flex>>(&format!("Qins<Flex>, {format}"), bits, m, || coded(format));
         }
         measure::<Qins<NdArray>>("Qins<NdArray>, q8", 8.25, m, || coded(Format::Q8));

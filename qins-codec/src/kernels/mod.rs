@@ -26,6 +26,9 @@ pub(crate) const ROWS: usize = 8;
 /// Bytes of inputs that stay in the first-level cache while [`ROWS`] rows use them.
 const PIECE: usize = 16 << 10;
 
+/// Bytes of codes from those that are decoded to those that are asked for: with the inputs no more than that cache holds.
+const AHEAD: usize = 12 << 10;
+
 /// Vectors that a block of weights is decoded to.
 const VECTORS: usize = 4;
 
@@ -265,6 +268,8 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
         let codes = &matrix.codes()[self.first * code_bytes..][..rows * code_bytes];
         let scales = &matrix.scales()[self.first * scale_bytes..][..rows * scale_bytes];
         let whole = cols / B::COLS;
+        // Whole rows, as the next of these columns lie.
+        let ahead = code_bytes * (AHEAD / code_bytes.max(1)).max(1);
         let piece = (PIECE / (M * B::COLS * size_of::<f32>())).max(1);
 
         // SAFETY: `Level::run` has found the instructions of `B::V`, here and below.
@@ -277,7 +282,7 @@ impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
                 let scales = &scales[row * scale_bytes + format.base_bytes() + start * B::SCALES..];
                 let scales = &scales[..blocks * B::SCALES];
                 // SAFETY: the slices hold `blocks`; the inputs have as many as cover all columns.
-                unsafe { add_blocks(block, codes, scales, inputs.block::<B>(start), blocks, code_bytes, sums) };
+                unsafe { add_blocks(block, codes, scales, inputs.block::<B>(start), blocks, ahead, sums) };
             }
             start += blocks;
         }

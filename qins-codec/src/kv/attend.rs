@@ -69,7 +69,7 @@ impl KvLayer {
         let attention = Attention {
             layer: self,
             level,
-            keys: rows(level, self.format().keys(), head),
+            keys: rows(level, self.format().keys(head), head),
             values: rows(level, self.format().values(), head),
             queries,
             seen,

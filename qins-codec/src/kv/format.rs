@@ -10,7 +10,7 @@ pub enum KvFormat {
     F16,
     /// Keys in half precision; values in 8 bits of equal steps, the projective law of k = 0, a row with one f32 scale.
     V8,
-    /// Both in 8 bits.
+    /// Both in 8 bits; keys of less than [`SHORT`](KvFormat::SHORT) dimensions in half precision.
     Q8,
     /// Keys in half precision; values in 4 bits as [`Format::Q4`](crate::Format::Q4).
     V4,
@@ -31,10 +31,15 @@ impl KvFormat {
         }
     }
 
-    pub(crate) fn keys(self) -> Encoding {
+    /// Keys of fewer dimensions stay in half precision: all of a short row shares what its largest number leaves, and its
+    /// scale takes most of what 8 bits save.
+    pub const SHORT: usize = 32;
+
+    pub(crate) fn keys(self, head: usize) -> Encoding {
         match self {
             KvFormat::F32 => Encoding::Full,
             KvFormat::F16 | KvFormat::V8 | KvFormat::V4 => Encoding::Half,
+            KvFormat::Q8 if head < Self::SHORT => Encoding::Half,
             KvFormat::Q8 => Encoding::Linear,
         }
     }
@@ -50,7 +55,7 @@ impl KvFormat {
 
     /// Bytes of one head's key and value of one token, scales included, where heads have `head` dimensions.
     pub fn token_bytes(self, head: usize) -> usize {
-        self.keys().row_bytes(head) + self.values().row_bytes(head)
+        self.keys(head).row_bytes(head) + self.values().row_bytes(head)
     }
 }
 
@@ -94,6 +99,6 @@ mod tests {
     fn bytes_are_what_the_format_says() {
         assert_eq!(KvFormat::ALL.map(|format| format.token_bytes(96)), [768, 384, 292, 200, 250]);
         // Rows need not be whole blocks of columns.
-        assert_eq!(KvFormat::ALL.map(|format| format.token_bytes(5)), [40, 20, 19, 18, 19]);
+        assert_eq!(KvFormat::ALL.map(|format| format.token_bytes(5)), [40, 20, 19, 19, 19]);
     }
 }

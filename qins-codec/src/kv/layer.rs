@@ -139,7 +139,7 @@ impl KvLayer {
             values.len()
         );
         let tokens = keys.len() / (lanes * head);
-        let (key_encoding, value_encoding) = (self.format.keys(), self.format.values());
+        let (key_encoding, value_encoding) = (self.format.keys(head), self.format.values());
         let mut done = 0;
         while done < tokens {
             let at = self.len % TOKENS;
@@ -218,7 +218,7 @@ impl KvLayer {
                 from.read_exact(&mut part.scales)?;
                 Ok::<_, io::Error>(part)
             };
-            let (keys, values) = (part(format.keys())?, part(format.values())?);
+            let (keys, values) = (part(format.keys(head))?, part(format.values())?);
             layer.blocks.push_back(Block { keys, values });
         }
         Ok(layer)
@@ -235,7 +235,7 @@ impl KvLayer {
     /// # Panics
     /// If there is no such sequence, head or token, or it was freed.
     pub fn key(&self, sequence: usize, kv_head: usize, token: usize) -> Vec<f32> {
-        self.row(sequence, kv_head, token, 0, self.format.keys())
+        self.row(sequence, kv_head, token, 0, self.format.keys(self.head))
     }
 
     /// The value of a token as it is decoded, `head` numbers.

@@ -156,7 +156,7 @@ impl Plan {
         }
         if !self.no_bench {
             let shape = self.shape.to_string();
-            for format in [None, Some("bf16"), Some("q8"), Some("q6"), Some("q4")] {
+            for format in [None, Some("bf16"), Some("q8"), Some("lin8"), Some("q6"), Some("q4")] {
                 let mut words = words!["bench", "--shape", shape, "--prompt", 64, "--generate", 32, "--reps", 3];
                 words.extend(format.iter().flat_map(|format| words!["--format", format]));
                 let format = format.map(str::to_owned);
