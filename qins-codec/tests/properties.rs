@@ -245,6 +245,7 @@ fn bytes_do_not_depend_on_the_machine() {
         ("q3", 0x1176_044F_6B5B_F75D),
         ("q2", 0x3491_EB9E_A248_1D2F),
         ("log8", 0x30E6_8957_E0F8_F9A6),
+        ("lin8", 0xE12E_6B84_B6B4_5EAF),
         ("fpins:1", 0x1A2A_77CF_440A_D9F1),
         ("fpins:2", 0xE83E_AC75_27C9_801A),
         ("fpins:3", 0xC0DD_E625_0134_EDC7),
