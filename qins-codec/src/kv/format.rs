@@ -20,6 +20,10 @@ impl KvFormat {
     /// Every format, largest first.
     pub const ALL: [KvFormat; 5] = [KvFormat::F32, KvFormat::F16, KvFormat::V8, KvFormat::Q8, KvFormat::V4];
 
+    /// Keys of fewer dimensions stay in half precision: all of a short row shares what its largest number leaves, and its
+    /// scale takes most of what 8 bits save.
+    pub const SHORT: usize = 32;
+
     /// The name used on command lines.
     pub fn name(self) -> &'static str {
         match self {
@@ -30,10 +34,6 @@ impl KvFormat {
             KvFormat::V4 => "v4",
         }
     }
-
-    /// Keys of fewer dimensions stay in half precision: all of a short row shares what its largest number leaves, and its
-    /// scale takes most of what 8 bits save.
-    pub const SHORT: usize = 32;
 
     pub(crate) fn keys(self, head: usize) -> Encoding {
         match self {

@@ -64,9 +64,7 @@ impl Linear {
         // SAFETY: kernels are prepared only where there is AVX2.
         Self { lower: std::hint::black_box(unsafe { _mm256_set1_epi8(i8::MIN) }) }
     }
-}
 
-impl Linear {
     /// The integers of 32 upper bytes.
     ///
     /// # Safety

@@ -97,7 +97,7 @@ impl<const GROUP: usize, const STEPS: usize> Block for SignMagnitude<'_, GROUP, 
 /// Sign and 7-bit magnitude in equal steps, `(255 - 2m) / 256`.
 pub(super) struct EqualSteps {
     integers: Linear,
-    /// In units of `2^-31`.
+    /// For those integers, which are the entries of the table times `2^31`.
     scales: Box<[f32; 256]>,
 }
 

@@ -77,14 +77,16 @@ impl Linear {
         Self { lower: std::hint::black_box(unsafe { _mm512_set1_epi8(i8::MIN) }) }
     }
 
+    /// The integers of 64 upper bytes.
+    ///
     /// # Safety
     /// Needs AVX-512 BW.
     #[inline(always)]
-    unsafe fn integers(&self, codes: __m512i) -> Decoded<__m512> {
+    unsafe fn widen(&self, bytes: __m512i) -> [__m512; VECTORS] {
         // SAFETY: as the caller promises.
         unsafe {
-            let wide = widen(_mm512_unpacklo_epi8(self.lower, codes), _mm512_unpackhi_epi8(self.lower, codes));
-            (wide.map(|wide| _mm512_cvtepi32_ps(_mm512_castps_si512(wide))), _mm512_setzero_ps())
+            let wide = widen(_mm512_unpacklo_epi8(self.lower, bytes), _mm512_unpackhi_epi8(self.lower, bytes));
+            wide.map(|wide| _mm512_cvtepi32_ps(_mm512_castps_si512(wide)))
         }
     }
 }
@@ -102,7 +104,7 @@ impl Block for Linear {
     #[inline(always)]
     unsafe fn decode(&self, codes: *const u8, _: *const u8) -> Decoded<__m512> {
         // SAFETY: as the caller promises.
-        unsafe { self.integers(_mm512_loadu_si512(codes.cast())) }
+        unsafe { (self.widen(_mm512_loadu_si512(codes.cast())), _mm512_setzero_ps()) }
     }
 
     #[inline(always)]
@@ -110,7 +112,7 @@ impl Block for Linear {
         // SAFETY: as the caller promises; the mask leaves out what is not of the slice.
         unsafe {
             let mask = u64::MAX.checked_shr(64 - codes.len() as u32).unwrap_or(0);
-            self.integers(_mm512_maskz_loadu_epi8(mask, codes.as_ptr().cast()))
+            (self.widen(_mm512_maskz_loadu_epi8(mask, codes.as_ptr().cast())), _mm512_setzero_ps())
         }
     }
 }
