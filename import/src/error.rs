@@ -142,14 +142,14 @@ pub enum ImportError {
         /// The depth asked for.
         found: usize,
     },
-    /// A container of a version that this program does not know.
-    #[error("{}: container of version {found}: this program reads up to version {supported}", file.display())]
-    NewerContainer {
+    /// A container of a version that this program does not read: a newer one, or the draft, version 0.
+    #[error("{}: container of version {found}: this program reads version {supported}", file.display())]
+    ContainerVersion {
         /// The file.
         file: PathBuf,
         /// Its version.
         found: u64,
-        /// The latest that is read.
+        /// The one that is read.
         supported: u32,
     },
     /// A tensor's bytes are not those that were written.

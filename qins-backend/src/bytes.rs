@@ -10,7 +10,7 @@ use qins_codec::{Decoder, Format, Header, HeaderError, LayoutError, UnknownForma
 use std::sync::Arc;
 
 const MAGIC: [u8; 4] = *b"QINS";
-const VERSION: u8 = 0;
+const VERSION: u8 = 1;
 
 /// Bytes before the dimensions.
 const FIXED: usize = 4 + 1 + 1 + 8 + 8 + 8 + 4 + 8;
@@ -34,7 +34,7 @@ pub enum BytesError {
     /// The bytes do not start like a QINS tensor.
     #[error("expected a QINS header, found other bytes")]
     Magic,
-    /// Written by a newer version.
+    /// Written in another version.
     #[error("QINS data of version {found}: this program reads version {VERSION}")]
     Version {
         /// The version found.

@@ -56,10 +56,16 @@ pub struct Threads {
 impl Threads {
     /// Takes so many for all that follows.
     pub fn set(&self) -> Result<()> {
-        match self.threads {
-            Some(threads) => Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?),
-            None => Ok(()),
-        }
+        Ok(self.builder().build_global()?)
+    }
+
+    /// The same where this thread alone gives work to the others: it is one of them, so that none is woken for its sake.
+    pub fn set_with_this(&self) -> Result<()> {
+        Ok(self.builder().use_current_thread().build_global()?)
+    }
+
+    fn builder(&self) -> rayon::ThreadPoolBuilder {
+        rayon::ThreadPoolBuilder::new().num_threads(self.threads.map_or(0, usize::from))
     }
 }
 
@@ -124,7 +130,7 @@ impl RunArgs {
 
     /// Loads a model and runs `task` on it.
     pub fn run<R: Run>(&self, weights: Weights<'_>, task: R) -> Result<R::Output> {
-        self.threads.set()?;
+        self.threads.set_with_this()?;
         if let Some(level) = self.level {
             level.set_current();
         }

@@ -166,14 +166,14 @@ impl Bins {
     pub(crate) fn new(table: &[f32]) -> Option<Self> {
         // Four places and what `place` may be off.
         let narrowest = 2f64.powf(4.2 / f64::from(OCTAVE));
-        let smallest = *table.last()?;
-        let wide = |pair: &[f32]| f64::from(pair[0]) >= f64::from(pair[1]) * narrowest;
+        let smallest = *table.iter().rfind(|&&value| value > 0.0)?;
+        let wide = |pair: &[f32]| pair[0] > pair[1] && f64::from(pair[0]) >= f64::from(pair[1]) * narrowest;
         if table.len() > 256 || smallest < 2f32.powi(-24) || !table.windows(2).all(wide) {
             return None;
         }
-        // Whole octaves down to one below the smallest value, so that what is clamped there reads only that; and enough
-        // above 1 to read only 1.
-        let octaves = 128 - (smallest.to_bits() >> 23) as i32;
+        // Whole octaves down to one below the smallest value, or half of it where the last is 0, so that what is clamped there
+        // reads only the last; and enough above 1 to read only the first.
+        let octaves = 128 - (smallest.to_bits() >> 23) as i32 + i32::from(table.last() == Some(&0.0));
         let lowest = -octaves * SCALE_STEPS as i32;
         let length = LANES as i32 - lowest;
         let count = (length * STEP) as usize;
@@ -369,7 +369,7 @@ mod tests {
     use super::*;
     use crate::{
         format::Law,
-        projective::{K_GRID, OCTAVES, logarithmic_table, projective_table},
+        projective::{K_GRID, OCTAVES, linear_table, logarithmic_table, projective_table},
     };
     use proptest::prelude::*;
 
@@ -379,6 +379,7 @@ mod tests {
             (projective_table(constant, 128), Nearest::new(Law::Projective, 128, constant)),
             (projective_table(constant, 2048), Nearest::new(Law::Projective, 2048, constant)),
             (logarithmic_table(constant), Nearest::new(Law::Logarithmic, 128, constant)),
+            (linear_table(), Nearest::new(Law::Linear, 128, 0.0)),
         ]
     }
 
@@ -407,6 +408,7 @@ mod tests {
     fn every_table_that_encoders_search_has_bins() {
         assert!(K_GRID.iter().all(|&k| Bins::new(&projective_table(k, 128)).is_some()));
         assert!(OCTAVES.iter().all(|&octaves| Bins::new(&logarithmic_table(octaves)).is_some()));
+        assert!(Bins::new(&linear_table()).is_some());
         for k in [0.01, 0.1, 3.0, 50.0, 1e6, 1e200] {
             assert!(Bins::new(&projective_table(k, 128)).is_some(), "{k}");
         }

@@ -20,7 +20,7 @@ pub enum Format {
     Q2,
     /// Logarithmic law, sign and 7-bit magnitude, groups of 32: 8.25 bits.
     Log8,
-    /// Equal steps, sign and 7-bit magnitude, groups of 32: 8.25 bits. Decoded by arithmetic, without a table.
+    /// Equal steps, 8-bit integers, groups of 32: 8.25 bits. Decoded by arithmetic, without a table.
     Lin8,
     /// One byte plane of the progressive law, decoded as `q8`: 8.25 bits. What is read of the others at depth 1.
     Fpins1,
@@ -41,7 +41,7 @@ pub(crate) enum Law {
     Projective,
     /// Sign and magnitude by the logarithmic law.
     Logarithmic,
-    /// Sign and magnitude in equal steps.
+    /// Integers, in two's complement.
     Linear,
     /// An entry of one of the integer tables in `shaped.rs`.
     Shaped,

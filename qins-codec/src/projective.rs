@@ -29,9 +29,9 @@ pub(crate) fn law(u: f64, k: f64) -> f64 {
     (1.0 - u) / (1.0 + k * u)
 }
 
-/// Equal steps, `(255 - 2m) / 256` for `m` in `0..128`, largest first: bf16 holds every one.
+/// Equal steps down to 0, `(127 - m) / 128` for `m` in `0..128`: bf16 holds every one.
 pub fn linear_table() -> Vec<f32> {
-    (0..128u8).map(|m| f32::from(255 - 2 * m) / 256.0).collect()
+    (0..128u8).map(|m| f32::from(127 - m) / 128.0).collect()
 }
 
 /// Nearest bf16, ties to even.

@@ -1,4 +1,4 @@
-//! Formats with a sign bit and a magnitude code: `sign << (bits - 1) | magnitude`.
+//! Formats of a sign and a magnitude code: `sign << (bits - 1) | magnitude`, or in equal steps the integer that they are.
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
@@ -29,15 +29,40 @@ fn half(format: Format) -> usize {
 
 /// `w/s` of every code; `constant` is `k`, or the octaves, or nothing.
 pub(crate) fn code_values(format: Format, constant: f64) -> Vec<f32> {
-    let mut table = match format.law() {
+    let half = half(format);
+    let table = magnitudes(format, constant);
+    let mut values = vec![0.0; 2 * half];
+    for negative in [false, true] {
+        for (m, &value) in (0..).zip(&table) {
+            values[usize::from(code(format, m, negative))] = if negative { -value } else { value };
+        }
+    }
+    if format.law() == Law::Linear {
+        // The integer that has no positive counterpart, which encoders leave out; zero has one code.
+        values[half] = -1.0;
+        values[0] = 0.0;
+    }
+    values
+}
+
+/// `w/s` of every magnitude code, largest first.
+fn magnitudes(format: Format, constant: f64) -> Vec<f32> {
+    match format.law() {
         Law::Logarithmic => logarithmic_table(constant),
         Law::Linear => linear_table(),
         _ => projective_table(constant, half(format)),
-    };
-    table.extend_from_within(..);
-    let half = half(format);
-    table[half..].iter_mut().for_each(|value| *value = -*value);
-    table
+    }
+}
+
+/// The code of a magnitude code and a sign.
+#[inline(always)]
+fn code(format: Format, magnitude: u16, negative: bool) -> u16 {
+    let half = half(format) as u16;
+    match (format.law(), negative) {
+        (Law::Linear, false) => half - 1 - magnitude,
+        (Law::Linear, true) => (half + 1 + magnitude) & (2 * half - 1),
+        _ => magnitude | u16::from(negative) * half,
+    }
 }
 
 /// Encodes with the `k` of [`K_GRID`], or the octaves of [`OCTAVES`], of least squared error.
@@ -117,8 +142,7 @@ enum Table {
 
 impl Encoder {
     fn new(format: Format, base: f32, k: f64, reach: &'static [i32]) -> Self {
-        let values = code_values(format, k);
-        let table = &values[..half(format)];
+        let table = &magnitudes(format, k)[..];
         let cells = match (Bins::new(table), format.law()) {
             (Some(bins), _) => Table::Bins(bins),
             // Far beyond any k of use, its square in f32 overflows.
@@ -161,7 +185,7 @@ impl Kernel for EncodeRow<'_> {
 impl EncodeRow<'_> {
     #[inline(always)]
     fn with<C: Cells, const N: usize, const BITS: usize>(self, cells: &C) -> f64 {
-        let Encoder { base, reach, .. } = *self.encoder;
+        let Encoder { format, base, reach, .. } = *self.encoder;
         let (mut codes, scales) = match self.out {
             Some((codes, scales)) => (Some(codes), scales),
             None => (None, &mut [][..]),
@@ -185,11 +209,11 @@ impl EncodeRow<'_> {
                 // As they are: zeros.
                 continue;
             }
-            let mut magnitudes = cells.codes(&group, scale_code);
-            for (code, weight) in magnitudes.iter_mut().zip(weights) {
-                *code |= u16::from(*weight < 0.0) << (BITS - 1);
+            let mut signed = cells.codes(&group, scale_code);
+            for (signed, &weight) in signed.iter_mut().zip(weights) {
+                *signed = code(format, *signed, weight < 0.0);
             }
-            pack::<BITS>(&magnitudes[..weights.len()], i * N, codes);
+            pack::<BITS>(&signed[..weights.len()], i * N, codes);
         }
         error
     }

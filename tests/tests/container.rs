@@ -270,9 +270,11 @@ fn refusal(change: impl FnOnce(&Path)) -> String {
 const WEIGHT: &str = "model.layers.0.mlp.down_proj.weight";
 
 #[test]
-fn a_newer_version_is_refused_by_its_number() {
-    let message = refusal(|d| with_manifest(d, |m| *m = json!({"version": 7, "everything": "else"})));
-    assert!(message.contains("container of version 7: this program reads up to version 0"), "{message}");
+fn another_version_is_refused_by_its_number() {
+    for version in [0, 2, 7] {
+        let message = refusal(|d| with_manifest(d, |m| *m = json!({"version": version, "everything": "else"})));
+        assert!(message.contains(&format!("container of version {version}: this program reads version 1")), "{message}");
+    }
 }
 
 #[test]

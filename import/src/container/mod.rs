@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 /// The file of a container's weights; a directory that has it is a container.
 pub const CONTAINER_FILE: &str = "qins.safetensors";
 
-/// The version that this crate writes, and the latest that it reads.
-pub const CONTAINER_VERSION: u32 = 0;
+/// The version that this crate writes and reads.
+pub const CONTAINER_VERSION: u32 = 1;
 
 /// The entry of the file's metadata that holds the [`Manifest`].
 const MANIFEST: &str = "qins";

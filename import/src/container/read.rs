@@ -45,7 +45,7 @@ impl Container {
     /// Opens the container in a directory.
     ///
     /// # Errors
-    /// If the file is not whole, was written by a newer version, or its parts do not fit together. The bytes of tensors
+    /// If the file is not whole, was written in another version, or its parts do not fit together. The bytes of tensors
     /// are not read: see [`Container::verify`].
     pub fn open(directory: &Path) -> Result<Self, ImportError> {
         Self::from_file(Checkpoint::open_file(&directory.join(CONTAINER_FILE))?)
@@ -61,10 +61,10 @@ impl Container {
         let text =
             file.metadata(MANIFEST).ok_or_else(|| error(format!("expected metadata `{MANIFEST}`, found none")))?;
         let value: Value = serde_json::from_str(text).map_err(|e| error(format!("metadata `{MANIFEST}`: {e}")))?;
-        // The version first: a newer manifest may look otherwise.
+        // The version first: another manifest may look otherwise.
         let version = value["version"].as_u64();
-        if let Some(found) = version.filter(|&v| v > CONTAINER_VERSION.into()) {
-            return Err(ImportError::NewerContainer {
+        if let Some(found) = version.filter(|&v| v != u64::from(CONTAINER_VERSION)) {
+            return Err(ImportError::ContainerVersion {
                 file: file.path().to_owned(),
                 found,
                 supported: CONTAINER_VERSION,

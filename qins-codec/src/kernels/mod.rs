@@ -41,6 +41,18 @@ const MOST_INPUTS: usize = 8;
 /// From so many inputs on, it pays to write decoded weights to memory, as [`panel`] does.
 const PANEL_INPUTS: usize = 13;
 
+/// What 8-bit integers are multiplied by where they are put into the upper bytes of 32 bits.
+#[cfg(target_arch = "x86_64")]
+const WIDENED: f32 = (1 << 24) as f32;
+
+/// The scales of 8-bit integers so widened, which stand for so many 128ths. `None` if one would be subnormal.
+#[cfg(target_arch = "x86_64")]
+fn widened_scales(scales: &[f32; 256]) -> Option<Box<[f32; 256]>> {
+    let smaller = scales.map(|scale| scale / (128.0 * WIDENED));
+    let fits = smaller.iter().zip(scales).all(|(smaller, &scale)| smaller.is_normal() || scale == 0.0);
+    fits.then(|| Box::new(smaller))
+}
+
 /// A matrix and its inputs, ready to be multiplied.
 pub(crate) struct Products<'a> {
     passes: Vec<Box<dyn Pass + 'a>>,

@@ -15,9 +15,10 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
     let decoder = matrix.decoder();
     let scales = decoder.scales();
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Lin8 | Format::Fpins1 => {
+        Format::Q8 | Format::Log8 | Format::Fpins1 => {
             pass(SignMagnitude::<32>::new(&decoder.values(), scales), matrix, x)
         }
+        Format::Lin8 => pass(Integers { scales }, matrix, x),
         Format::Q8h => pass(SignMagnitude::<16>::new(&decoder.values(), scales), matrix, x),
         Format::Q4 => pass(Shaped16::new(&decoder.values(), scales), matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
@@ -192,6 +193,47 @@ impl<const GROUP: usize> Block for SignMagnitude<'_, GROUP> {
         unsafe {
             let (first, second) = (self.half(vld1q_u8(codes)), self.half(vld1q_u8(codes.add(16))));
             (halves(first, second), two_scales(self.scales, *scales, *scales.add(Self::SCALES - 1)))
+        }
+    }
+}
+
+/// 8-bit integers, of so many 128ths.
+struct Integers<'a> {
+    scales: &'a [f32; 256],
+}
+
+impl Integers<'_> {
+    #[inline(always)]
+    fn half(codes: int8x16_t) -> [float32x4_t; 4] {
+        // SAFETY: as above.
+        unsafe {
+            let (first, second) = (vmovl_s8(vget_low_s8(codes)), vmovl_high_s8(codes));
+            [
+                vcvtq_n_f32_s32::<7>(vmovl_s16(vget_low_s16(first))),
+                vcvtq_n_f32_s32::<7>(vmovl_high_s16(first)),
+                vcvtq_n_f32_s32::<7>(vmovl_s16(vget_low_s16(second))),
+                vcvtq_n_f32_s32::<7>(vmovl_high_s16(second)),
+            ]
+        }
+    }
+}
+
+impl Block for Integers<'_> {
+    type V = Lanes;
+    const CODE_BYTES: usize = 32;
+    const SCALES: usize = 1;
+    const SCALED: bool = true;
+
+    fn column(lane: usize) -> usize {
+        column(lane)
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<Lanes> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let [first, second] = [codes, codes.add(16)].map(|half| Self::half(vld1q_s8(half.cast())));
+            (halves(first, second), two_scales(self.scales, *scales, *scales))
         }
     }
 }

@@ -4,14 +4,14 @@
 //! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
 
 use super::{
-    Block, Decoded, Pass, VECTORS, Vector,
+    Block, Decoded, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_groups, of_whole},
-    panel, pass,
+    panel, pass, widened_scales,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
-use raw::{Brain, Half, Linear};
+use raw::{Brain, Bytes, Half, Integers, Linear};
 use shaped::{Shaped4, Shaped8, Shaped16, Shaped64};
-use signed::{EqualSteps, SignMagnitude, SignMagnitude12};
+use signed::{SignMagnitude, SignMagnitude12};
 use std::{arch::x86_64::*, slice::ChunksExact};
 
 mod raw;
@@ -23,14 +23,14 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
     let scales = decoder.scales();
     Some(match matrix.header().format {
         Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(matrix, x)?,
-        Format::Lin8 => match EqualSteps::new(scales) {
+        Format::Lin8 => match Integers::new(scales) {
             Some(block) => pass(block, matrix, x),
-            None => sign_magnitude::<32>(matrix, x)?,
+            None => panel::of_rows::<__m256>(matrix, &x),
         },
         Format::Q8h => sign_magnitude::<16>(matrix, x)?,
         Format::Q12 => pass(SignMagnitude12::new(&decoder.values(), scales), matrix, x),
-        Format::Q6 => pass(Shaped64::new(Format::Q6, scales), matrix, x),
-        Format::Q4 => pass(Shaped16::new(&decoder.values(), scales), matrix, x),
+        Format::Q6 => pass(Shaped64::new(scales), matrix, x),
+        Format::Q4 => pass(Shaped16::new(scales), matrix, x),
         Format::Q3 => pass(Shaped8::new(&decoder.values(), scales), matrix, x),
         Format::Q2 => pass(Shaped4::new(&decoder.values(), scales), matrix, x),
         Format::F16 => pass(Half, matrix, x),
@@ -45,9 +45,7 @@ pub(super) fn attention_rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
         Encoding::Full => of_whole(Full::<__m256>::default(), encoding, head),
         Encoding::Half => of_whole(Half, encoding, head),
         Encoding::Linear => of_whole(Linear::new(), encoding, head),
-        Encoding::Shaped => {
-            of_groups(Shaped16::new(Encoding::shaped_values(), Encoding::shaped_scales()), encoding, head)
-        }
+        Encoding::Shaped => of_groups(Shaped16::new(Encoding::shaped_scales()), encoding, head),
     }
 }
 

@@ -19,26 +19,29 @@ unsafe fn shape<T>(tables: &[T; 4], scale: *const u8) -> &T {
 }
 
 /// Tables of 64 small integers: sixteen entries at a time.
-pub(super) struct Shaped64<'a> {
+pub(super) struct Shaped64 {
     entries: [[i8; 64]; 4],
-    scales: &'a [f32; 256],
+    /// For entries as [`Bytes`] widens them.
+    scales: Box<[f32; 256]>,
+    integers: Bytes,
 }
 
-impl<'a> Shaped64<'a> {
-    pub(super) fn new(format: Format, scales: &'a [f32; 256]) -> Self {
-        Self { entries: shaped::tables(format).map(|table| table.try_into().expect("64 entries")), scales }
+impl Shaped64 {
+    /// Needs AVX2.
+    pub(super) fn new(scales: &[f32; 256]) -> Self {
+        let entries = shaped::tables(Format::Q6).map(|table| table.try_into().expect("64 entries"));
+        Self { entries, scales: Box::new(scales.map(|scale| scale / WIDENED)), integers: Bytes::new() }
     }
 }
 
-impl Block for Shaped64<'_> {
+impl Block for Shaped64 {
     type V = __m256;
     const CODE_BYTES: usize = 24;
     const SCALES: usize = 2;
     const SCALED: bool = true;
 
     fn column(lane: usize) -> usize {
-        let (vector, half, lane) = (lane / 8, lane / 4 % 2, lane % 4);
-        16 * half + 4 * lane + 2 * (vector % 2) + vector / 2
+        Bytes::column(lane)
     }
 
     #[inline(always)]
@@ -75,43 +78,33 @@ impl Block for Shaped64<'_> {
             let [bit_4, bit_5] = [_mm256_slli_epi16::<3>(codes), _mm256_slli_epi16::<2>(codes)];
             let values = _mm256_blendv_epi8(_mm256_blendv_epi8(a, b, bit_4), _mm256_blendv_epi8(c, d, bit_4), bit_5);
 
-            // Products with 1 and 0 pick bytes of pairs, then 16 bits of pairs.
-            let [even, odd] = [0x0001, 0x0100].map(|pick| _mm256_maddubs_epi16(_mm256_set1_epi16(pick), values));
-            let [first, second] = [0x0000_0001, 0x0001_0000].map(|pick| _mm256_set1_epi32(pick));
-            let weights = [
-                _mm256_cvtepi32_ps(_mm256_madd_epi16(even, first)),
-                _mm256_cvtepi32_ps(_mm256_madd_epi16(even, second)),
-                _mm256_cvtepi32_ps(_mm256_madd_epi16(odd, first)),
-                _mm256_cvtepi32_ps(_mm256_madd_epi16(odd, second)),
-            ];
             let scales =
-                _mm256_blend_ps::<0b1111_0000>(one_scale(self.scales, scales), one_scale(self.scales, scales.add(1)));
-            (weights, scales)
+                _mm256_blend_ps::<0b1111_0000>(one_scale(&self.scales, scales), one_scale(&self.scales, scales.add(1)));
+            (self.integers.widen(values), scales)
         }
     }
 }
 
-/// Tables of 16 entries, looked up as two planes of bytes. What a scale code says is kept together.
-pub(super) struct Shaped16(Box<[Planes; 256]>);
+/// Tables of 16 small integers. What a scale code says is kept together.
+pub(super) struct Shaped16 {
+    groups: Box<[Group16; 256]>,
+    integers: Bytes,
+}
 
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Planes {
-    /// Of the entries as bf16.
-    lower: [u8; 16],
-    upper: [u8; 16],
+#[repr(C, align(32))]
+struct Group16 {
+    entries: [i8; 16],
+    /// For entries as [`Bytes`] widens them.
     scale: [f32; 4],
 }
 
 impl Shaped16 {
-    pub(super) fn new(values: &[f32], scales: &[f32; 256]) -> Self {
-        let tables = tables::<16>(values);
-        let plane = |shape: usize, byte: usize| tables[shape].map(|value| value.to_bits().to_le_bytes()[byte]);
-        let of_shapes = [0, 1, 2, 3].map(|shape| (plane(shape, 2), plane(shape, 3)));
-        Self(Box::new(std::array::from_fn(|code| {
-            let (lower, upper) = of_shapes[code % 4];
-            Planes { lower, upper, scale: [scales[code]; 4] }
-        })))
+    /// Needs AVX2.
+    pub(super) fn new(scales: &[f32; 256]) -> Self {
+        let tables = shaped::tables(Format::Q4).map(|table| table.try_into().expect("16 entries"));
+        let group = |code| Group16 { entries: tables[code % 4], scale: [scales[code] / WIDENED; 4] };
+        Self { groups: Box::new(std::array::from_fn(group)), integers: Bytes::new() }
     }
 }
 
@@ -122,21 +115,20 @@ impl Block for Shaped16 {
     const SCALED: bool = true;
 
     fn column(lane: usize) -> usize {
-        bf16_column(lane)
+        Bytes::column(lane)
     }
 
     #[inline(always)]
     unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
-        // SAFETY: as the caller promises; planes and scales have 16 bytes.
+        // SAFETY: as the caller promises; entries and scales have 16 bytes.
         unsafe {
             let pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(codes.cast()));
             let codes = _mm256_or_si256(pairs, _mm256_slli_epi16::<4>(pairs));
             let codes = _mm256_and_si256(codes, _mm256_set1_epi8(0x0F));
-            let (first, second) = (&self.0[usize::from(*scales)], &self.0[usize::from(*scales.add(1))]);
-            let lower = _mm256_shuffle_epi8(load_halves(first.lower.as_ptr(), second.lower.as_ptr()), codes);
-            let upper = _mm256_shuffle_epi8(load_halves(first.upper.as_ptr(), second.upper.as_ptr()), codes);
+            let (first, second) = (&self.groups[usize::from(*scales)], &self.groups[usize::from(*scales.add(1))]);
+            let entries = load_halves(first.entries.as_ptr().cast(), second.entries.as_ptr().cast());
             let scale = load_halves(first.scale.as_ptr().cast(), second.scale.as_ptr().cast());
-            (join_planes(upper, lower), _mm256_castsi256_ps(scale))
+            (self.integers.widen(_mm256_shuffle_epi8(entries, codes)), _mm256_castsi256_ps(scale))
         }
     }
 }

@@ -94,45 +94,6 @@ impl<const GROUP: usize, const STEPS: usize> Block for SignMagnitude<'_, GROUP, 
     }
 }
 
-/// Sign and 7-bit magnitude in equal steps, `(255 - 2m) / 256`.
-pub(super) struct EqualSteps {
-    integers: Linear,
-    /// For those integers, which are the entries of the table times `2^31`.
-    scales: Box<[f32; 256]>,
-}
-
-impl EqualSteps {
-    /// `None` if a scale would be subnormal. Needs AVX2.
-    pub(super) fn new(scales: &[f32; 256]) -> Option<Self> {
-        let smaller = scales.map(|scale| scale * 2f32.powi(-31));
-        let fits = smaller.iter().zip(scales).all(|(smaller, &scale)| smaller.is_normal() || scale == 0.0);
-        fits.then(|| Self { integers: Linear::new(), scales: Box::new(smaller) })
-    }
-}
-
-impl Block for EqualSteps {
-    type V = __m256;
-    const CODE_BYTES: usize = 32;
-    const SCALES: usize = 1;
-    const SCALED: bool = true;
-
-    fn column(lane: usize) -> usize {
-        bf16_column(lane)
-    }
-
-    #[inline(always)]
-    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m256> {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let codes = _mm256_loadu_si256(codes.cast());
-            // Where the sign is set, a code is the integer's upper byte as it is, and else that of its magnitude.
-            let positive = _mm256_xor_si256(codes, _mm256_set1_epi8(0x7F));
-            let bytes = _mm256_blendv_epi8(positive, codes, codes);
-            (self.integers.widen(bytes), one_scale(&self.scales, scales))
-        }
-    }
-}
-
 /// Sign and 11-bit magnitude: a gather, as no registers hold the table.
 pub(super) struct SignMagnitude12<'a> {
     /// The magnitudes are the first 2048.

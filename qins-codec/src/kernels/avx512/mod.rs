@@ -6,10 +6,10 @@
 use super::{
     AT_ONCE, Block, Decoded, Pass, VECTORS, Vector,
     attention::{Full, Rows, of_whole},
-    avx2, panel, pass,
+    avx2, panel, pass, widened_scales,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
-use raw::{Brain, Half, Linear};
+use raw::{Brain, Half, Integers, Linear};
 use shaped::{Scaled, Shaped64};
 use signed::SignMagnitude;
 use std::{arch::x86_64::*, slice::ChunksExact};
@@ -21,9 +21,11 @@ mod signed;
 pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Lin8 | Format::Fpins1 => {
-            pass(SignMagnitude::<2>::new(values, scales), matrix, x)
-        }
+        Format::Q8 | Format::Log8 | Format::Fpins1 => pass(SignMagnitude::<2>::new(values, scales), matrix, x),
+        Format::Lin8 => match Integers::new(scales) {
+            Some(block) => pass(block, matrix, x),
+            None => panel::of_rows::<__m512>(matrix, &x),
+        },
         Format::Q8h => pass(SignMagnitude::<4>::new(values, scales), matrix, x),
         Format::Q6 => pass(Shaped64::new(values, scales), matrix, x),
         Format::Q4 => pass(Scaled::<4>::new(values, scales), matrix, x),

@@ -1,4 +1,4 @@
-//! Codes that are numbers without a table: 16-bit floats and bytes.
+//! Codes that are numbers without a table: 16-bit floats and 8-bit integers.
 
 use super::*;
 
@@ -113,6 +113,49 @@ impl Block for Linear {
         unsafe {
             let mask = u64::MAX.checked_shr(64 - codes.len() as u32).unwrap_or(0);
             (self.widen(_mm512_maskz_loadu_epi8(mask, codes.as_ptr().cast())), _mm512_setzero_ps())
+        }
+    }
+}
+
+/// 8-bit integers, in groups of 32 with a scale.
+pub(super) struct Integers {
+    /// They put four bytes of each quarter into the upper bytes of 32 bits, over zeros. Known to the compiler, they would
+    /// become slower instructions.
+    upper: [__m512i; VECTORS],
+    /// For them so widened.
+    scales: Box<[f32; 256]>,
+}
+
+impl Integers {
+    /// `None` if a scale is too small. Needs AVX-512 F.
+    pub(super) fn new(scales: &[f32; 256]) -> Option<Self> {
+        let upper = std::array::from_fn(|vector| {
+            let byte = |i: usize| if i % 4 == 3 { (4 * vector + i % 16 / 4) as u8 } else { 0x80 };
+            // SAFETY: kernels are prepared only where there are the instructions of the level.
+            unsafe { load(&std::array::from_fn(byte)) }
+        });
+        Some(Self { upper: std::hint::black_box(upper), scales: widened_scales(scales)? })
+    }
+}
+
+impl Block for Integers {
+    type V = __m512;
+    const CODE_BYTES: usize = 64;
+    const SCALES: usize = 2;
+    const SCALED: bool = true;
+
+    fn column(lane: usize) -> usize {
+        let (vector, quarter, lane) = (lane / 16, lane / 4 % 4, lane % 4);
+        16 * quarter + 4 * vector + lane
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, codes: *const u8, scales: *const u8) -> Decoded<__m512> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let codes = _mm512_loadu_si512(codes.cast());
+            let weights = self.upper.map(|upper| _mm512_cvtepi32_ps(_mm512_shuffle_epi8(codes, upper)));
+            (weights, super::scales::<2>(&self.scales, scales))
         }
     }
 }
