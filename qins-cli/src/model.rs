@@ -51,6 +51,9 @@ pub struct Threads {
     /// Threads [default: one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+    /// By what came before.
+    #[arg(skip)]
+    are_set: bool,
 }
 
 impl Threads {
@@ -60,7 +63,10 @@ impl Threads {
     }
 
     /// The same where this thread alone gives work to the others: it is one of them, so that none is woken for its sake.
-    pub fn set_with_this(&self) -> Result<()> {
+    fn set_with_this(&self) -> Result<()> {
+        if self.are_set {
+            return Ok(());
+        }
         Ok(self.builder().use_current_thread().build_global()?)
     }
 
@@ -123,7 +129,7 @@ impl RunArgs {
             backend: backend.unwrap_or(self.backend),
             policy: PolicyArgs::of(format),
             depth: None,
-            threads: Threads { threads: None },
+            threads: Threads { threads: None, are_set: true },
             level: self.level,
         }
     }
