@@ -250,8 +250,7 @@ impl<B: Backend> DeviceKv<B> {
         let window = seen.window.unwrap_or(usize::MAX);
         let attend = Attend { layout: self.layout, heads, tokens, len: self.len, before: self.before * BLOCK, window };
         let (start, first) = (attend.start(), self.first());
-        let least_padding = seen.left_padding.iter().min().map_or(0, |&padding| padding.min(self.len - tokens));
-        assert!(start.max(least_padding) >= first, "token {start} is seen and was freed: the first kept is {first}");
+        assert!(start >= first, "token {start} is seen and was freed: the first kept is {first}");
         let padding = seen.left_padding.iter().any(|&padding| padding > 0).then(|| {
             let padding: Vec<u32> = seen.left_padding.iter().map(|&padding| padding as u32).collect();
             B::int_from_data(TensorData::new(padding, [batch]), &self.device)

@@ -151,6 +151,7 @@ fn run_append<R: CubeRuntime>(
     let room = match room {
         Some(room) if stays && room.can_mut() => room,
         old => {
+            traffic::count_cache_room();
             let new = empty_device_contiguous_dtype(client.clone(), keys.device.clone(), shape, DType::U32);
             if let Some(old) = old {
                 // Where something else refers to the room, a clone of the cache, it is kept as it is.
@@ -199,8 +200,6 @@ fn run_attend<R: CubeRuntime>(
     let padding = padding.unwrap_or_else(|| room.clone());
     let start = attend.start();
     let bytes_seen = (len - start) * lanes * layout.format.token_bytes(layout.head);
-    let rounds = |tensor: &CubeTensor<R>| tensor.handle.size_in_used();
-    traffic::count([bytes_seen as u64, rounds(&queries), rounds(&out)]);
     let room_arg = RoomLaunch::new(room.into_array_arg(), padding.into_array_arg(), lanes, layout.kv_heads, before);
     let window = window.min(u32::MAX as usize / 2);
     let shared = client.properties().hardware.max_shared_memory_size;
@@ -208,6 +207,7 @@ fn run_attend<R: CubeRuntime>(
     // SAFETY: tokens, rows and columns are below their numbers where they are read and written.
     unsafe {
         if rows <= few::ROWS && few::shared_bytes(&stored, rows, subgroup) <= shared {
+            traffic::count_cache_bytes(bytes_seen);
             let span = few::span(lanes, len - start);
             let splits = (len - start).div_ceil(span);
             let parts = Shape::new([lanes * splits * rows * (layout.head + 2)]);
@@ -241,6 +241,8 @@ fn run_attend<R: CubeRuntime>(
             );
         } else {
             let tile = many::Tile::fitting(layout.head, shared).expect("as was asked for the layout");
+            // Where one reads them all.
+            traffic::count_cache_bytes(rows.div_ceil(tile.queries()) * bytes_seen);
             many::many::launch_unchecked(
                 &client,
                 CubeCount::Static(rows.div_ceil(tile.queries()) as u32, lanes as u32, 1),
