@@ -222,7 +222,7 @@ impl<B: Backend> DeviceKv<B> {
         if needed * block > limit {
             let [batch, kv_heads, head] = self.shape();
             let tensor = format!(
-                "{} cache of {} tokens, {batch} x {kv_heads} heads of {head},",
+                "a {} cache of {} tokens, {batch} x {kv_heads} heads of {head},",
                 self.format(),
                 (self.freed + needed) * BLOCK
             );

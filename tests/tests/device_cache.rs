@@ -216,9 +216,8 @@ fn extreme_rows_are_encoded_as_on_the_host() {
             host.append(&with_bad, &with_bad);
             let bad = || tensor::<Wgpu>(&with_bad, [1, 1, 1, head]);
             device.append(bad(), bad());
-            let [found, expected] = [&*device.layer().unwrap(), &host].map(|layer| {
-                [layer.key(0, 0, host.len() - 1), layer.value(0, 0, host.len() - 1)].concat()
-            });
+            let [found, expected] = [&*device.layer().unwrap(), &host]
+                .map(|layer| [layer.key(0, 0, host.len() - 1), layer.value(0, 0, host.len() - 1)].concat());
             for (found, expected) in found.iter().zip(&expected) {
                 assert!(found == expected || found.is_nan() && expected.is_nan(), "{format}: {found}, not {expected}");
             }

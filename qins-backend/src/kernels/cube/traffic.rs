@@ -18,7 +18,8 @@ pub struct Traffic {
     pub cache_rooms: u64,
 }
 
-static TRAFFIC: Mutex<Traffic> = Mutex::new(Traffic { launches: 0, bytes: 0, encoded: 0, cache_bytes: 0, cache_rooms: 0 });
+static TRAFFIC: Mutex<Traffic> =
+    Mutex::new(Traffic { launches: 0, bytes: 0, encoded: 0, cache_bytes: 0, cache_rooms: 0 });
 
 /// What this process launched so far, on all devices. A fused backend launches when it must, at the latest when a result
 /// is read.

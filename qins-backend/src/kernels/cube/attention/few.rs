@@ -8,8 +8,14 @@ use cubecl::prelude::*;
 /// Queries of a head at most.
 pub(super) const ROWS: usize = 8;
 
-/// Tokens that a cube reads at a time.
+/// Tokens that a cube's units read side by side.
 pub(super) const SLOTS: usize = 16;
+
+/// Tokens whose words a unit asks for before it decodes the first.
+const AT_ONCE: usize = 2;
+
+/// Tokens of a step.
+const STEP: usize = SLOTS * AT_ONCE;
 
 pub(super) const UNITS: usize = LANES * SLOTS;
 
@@ -17,7 +23,7 @@ pub(super) const UNITS: usize = LANES * SLOTS;
 const SPAN: usize = 256;
 
 /// Cubes that fill a large device.
-const ENOUGH: usize = 512;
+const ENOUGH: usize = 1024;
 
 /// The score of a token that is not seen, below all others.
 pub(super) const HIDDEN: f32 = f32::MIN;
@@ -71,7 +77,7 @@ pub(super) fn few<F: Float>(
     let padding = padding_of(room, lane, stored);
     let first = seen.start + split * span;
     let count = min(span, seen.len - first);
-    let steps = count.div_ceil(SLOTS);
+    let steps = count.div_ceil(STEP);
 
     let key_words = comptime!(stored.keys.words_a_lane());
     let key_codes = comptime!(stored.keys.word_codes());
@@ -101,70 +107,54 @@ pub(super) fn few<F: Float>(
     for r in 0..rows {
         largest[r] = f32::new(HIDDEN);
     }
+    let mut words = Array::<u32>::new(comptime!(AT_ONCE * key_words));
+    let mut scales = Array::<f32>::new(AT_ONCE);
     for step in 0..steps {
-        let at = step * SLOTS + slot;
-        // Tokens behind the last are read as the last, and hidden.
-        let token = first + min(at, count - 1);
-        let codes = codes_at(room.lanes, lane, token - room.before, stored, false);
-        let scale = scale_of(
-            &room.words,
-            scale_at(room.lanes, lane, token - room.before, stored, false),
-            comptime!(stored.keys),
-        );
         #[unroll]
-        for r in 0..rows {
-            sums[r] = 0.0;
+        for t in 0..AT_ONCE {
+            // Tokens behind the last are read as the last, and hidden.
+            let token = first - room.before + min(step * STEP + t * SLOTS + slot, count - 1);
+            let codes = codes_at(room.lanes, lane, token, stored, false);
+            let scale = scale_at(room.lanes, lane, token, stored, false);
+            scales[t] = scale_of(&room.words, scale, comptime!(stored.keys));
+            #[unroll]
+            for i in 0..key_words {
+                let mut word = part + comptime!(i * LANES);
+                if comptime!(!stored.keys.whole()) {
+                    word = min(word, comptime!(stored.keys.words() - 1));
+                }
+                words[comptime!(t * key_words + i)] = room.words[codes + word];
+            }
         }
         #[unroll]
-        for i in 0..key_words {
-            let mut word = part + comptime!(i * LANES);
-            if comptime!(!stored.keys.whole()) {
-                word = min(word, comptime!(stored.keys.words() - 1));
-            }
-            let word = room.words[codes + word];
-            #[unroll]
-            for j in 0..key_codes {
-                let key = decode(word, j, comptime!(stored.keys));
-                #[unroll]
-                for r in 0..rows {
-                    sums[r] += key * query[comptime!(r * key_columns + i * key_codes + j)];
-                }
-            }
-        }
-        if comptime!(subgroup > 1) {
+        for t in 0..AT_ONCE {
             #[unroll]
             for r in 0..rows {
+                sums[r] = 0.0;
+            }
+            #[unroll]
+            for i in 0..key_words {
                 #[unroll]
-                for bit in 0..comptime!(LANES.ilog2()) {
-                    let other = plane_shuffle_xor(sums[r], comptime!(1u32 << bit));
-                    sums[r] += other;
+                for j in 0..key_codes {
+                    let key = decode(words[comptime!(t * key_words + i)], j, comptime!(stored.keys));
+                    #[unroll]
+                    for r in 0..rows {
+                        sums[r] += key * query[comptime!(r * key_columns + i * key_codes + j)];
+                    }
                 }
             }
-        } else {
+            add_up(&mut sums, &mut exchanged, rows, subgroup);
+            let at = step * STEP + t * SLOTS + slot;
+            let token = first + at;
             #[unroll]
             for r in 0..rows {
-                exchanged[(slot * rows + r) * comptime!(LANES + 1) + part] = sums[r];
-            }
-            sync_cube();
-            #[unroll]
-            for r in 0..rows {
-                let mut sum = 0.0f32;
-                #[unroll]
-                for i in 0..LANES {
-                    sum += exchanged[(slot * rows + r) * comptime!(LANES + 1) + i];
+                let query_token = seen.len - seen.tokens + r % seen.tokens;
+                let is_seen = token <= query_token && token >= first_seen(seen, query_token, padding);
+                let score = select(is_seen && at < count, sums[r] * scales[t], HIDDEN);
+                largest[r] = max(largest[r], score);
+                if part == 0 {
+                    scores[r * SPAN + at] = score;
                 }
-                sums[r] = sum;
-            }
-            sync_cube();
-        }
-        #[unroll]
-        for r in 0..rows {
-            let query_token = seen.len - seen.tokens + r % seen.tokens;
-            let is_seen = at < count && token <= query_token && token >= first_seen(seen, query_token, padding);
-            let score = select(is_seen, sums[r] * scale, HIDDEN);
-            largest[r] = max(largest[r], score);
-            if part == 0 {
-                scores[r * SPAN + at] = score;
             }
         }
     }
@@ -182,7 +172,7 @@ pub(super) fn few<F: Float>(
             largest[r] = max(largest[r], largest_of[r * SLOTS + i]);
         }
         let mut at = unit;
-        while at < steps * SLOTS {
+        while at < steps * STEP {
             let score = scores[r * SPAN + at];
             scores[r * SPAN + at] = select(score == HIDDEN, 0.0f32, f32::exp(score - largest[r]));
             at += UNITS;
@@ -204,30 +194,40 @@ pub(super) fn few<F: Float>(
             values[comptime!(r * columns + i)] = 0.0;
         }
     }
+    let mut words = Array::<u32>::new(comptime!(AT_ONCE * value_words));
     for step in 0..steps {
-        let at = step * SLOTS + slot;
-        let token = first + min(at, count - 1) - room.before;
-        let codes = codes_at(room.lanes, lane, token, stored, true);
-        let scale = scale_of(&room.words, scale_at(room.lanes, lane, token, stored, true), comptime!(stored.values));
         #[unroll]
-        for r in 0..rows {
-            let weight = scores[r * SPAN + at];
-            totals[r] += weight;
-            weights[r] = weight * scale;
+        for t in 0..AT_ONCE {
+            let token = first - room.before + min(step * STEP + t * SLOTS + slot, count - 1);
+            let codes = codes_at(room.lanes, lane, token, stored, true);
+            let scale = scale_at(room.lanes, lane, token, stored, true);
+            scales[t] = scale_of(&room.words, scale, comptime!(stored.values));
+            #[unroll]
+            for i in 0..value_words {
+                let mut word = part + comptime!(i * LANES);
+                if comptime!(!stored.values.whole()) {
+                    word = min(word, comptime!(stored.values.words() - 1));
+                }
+                words[comptime!(t * value_words + i)] = room.words[codes + word];
+            }
         }
         #[unroll]
-        for i in 0..value_words {
-            let mut word = part + comptime!(i * LANES);
-            if comptime!(!stored.values.whole()) {
-                word = min(word, comptime!(stored.values.words() - 1));
-            }
-            let word = room.words[codes + word];
+        for t in 0..AT_ONCE {
             #[unroll]
-            for j in 0..value_codes {
-                let value = decode(word, j, comptime!(stored.values));
+            for r in 0..rows {
+                let weight = scores[r * SPAN + step * STEP + t * SLOTS + slot];
+                totals[r] += weight;
+                weights[r] = weight * scales[t];
+            }
+            #[unroll]
+            for i in 0..value_words {
                 #[unroll]
-                for r in 0..rows {
-                    values[comptime!(r * columns + i * value_codes + j)] += weights[r] * value;
+                for j in 0..value_codes {
+                    let value = decode(words[comptime!(t * value_words + i)], j, comptime!(stored.values));
+                    #[unroll]
+                    for r in 0..rows {
+                        values[comptime!(r * columns + i * value_codes + j)] += weights[r] * value;
+                    }
                 }
             }
         }
@@ -270,6 +270,45 @@ pub(super) fn few<F: Float>(
             }
             out[states + row * 2] = largest[r];
             out[states + row * 2 + 1] = total;
+        }
+        sync_cube();
+    }
+}
+
+/// The sums of the units that share a row, to each of them.
+#[cube]
+fn add_up(
+    sums: &mut Array<f32>,
+    exchanged: &mut SharedMemory<f32>,
+    #[comptime] rows: usize,
+    #[comptime] subgroup: usize,
+) {
+    if comptime!(subgroup > 1) {
+        #[unroll]
+        for r in 0..rows {
+            #[unroll]
+            for bit in 0..comptime!(LANES.ilog2()) {
+                let other = plane_shuffle_xor(sums[r], comptime!(1u32 << bit));
+                sums[r] += other;
+            }
+        }
+    } else {
+        let (part, slot) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+        // One more, so that slots read different banks.
+        let stride = comptime!(LANES + 1);
+        #[unroll]
+        for r in 0..rows {
+            exchanged[(slot * rows + r) * stride + part] = sums[r];
+        }
+        sync_cube();
+        #[unroll]
+        for r in 0..rows {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for i in 0..LANES {
+                sum += exchanged[(slot * rows + r) * stride + i];
+            }
+            sums[r] = sum;
         }
         sync_cube();
     }

@@ -256,3 +256,18 @@ fn load(
         i += UNITS;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::BLOCK;
+
+    /// WebGPU promises 16 KiB, llvmpipe has 32.
+    #[test]
+    fn tiles_are_as_large_as_a_cubes_memory_allows() {
+        let queries = |head, shared| Tile::fitting(head, shared).map(|tile| tile.queries());
+        assert_eq!([96, 128, 256].map(|head| queries(head, 1 << 15)), [Some(32), Some(32), Some(8)]);
+        assert_eq!([96, 128, 256].map(|head| queries(head, 1 << 14)), [Some(16), Some(8), None]);
+        assert!(Tile::ALL.iter().all(|tile| BLOCK.is_multiple_of(tile.keys()) && tile.keys() >= tile.units()));
+    }
+}

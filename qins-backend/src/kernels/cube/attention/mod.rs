@@ -206,7 +206,8 @@ fn run_attend<R: CubeRuntime>(
     let subgroup = subgroup(&client, |units| units.is_multiple_of(room::LANES) && few::UNITS.is_multiple_of(units));
     // SAFETY: tokens, rows and columns are below their numbers where they are read and written.
     unsafe {
-        if rows <= few::ROWS && few::shared_bytes(&stored, rows, subgroup) <= shared {
+        let memory = few::shared_bytes(&stored, rows, subgroup).max(merge::shared_bytes(layout.head));
+        if rows <= few::ROWS && memory <= shared {
             traffic::count_cache_bytes(bytes_seen);
             let span = few::span(lanes, len - start);
             let splits = (len - start).div_ceil(span);
@@ -230,7 +231,7 @@ fn run_attend<R: CubeRuntime>(
             merge::merge::launch_unchecked(
                 &client,
                 CubeCount::Static(rows as u32, lanes as u32, 1),
-                CubeDim::new_1d(merge::UNITS as u32),
+                CubeDim::new_2d(merge::SIDE[0] as u32, merge::SIDE[1] as u32),
                 parts.into_array_arg(),
                 out.clone().into_array_arg(),
                 lanes,
