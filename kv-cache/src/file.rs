@@ -97,16 +97,17 @@ pub fn save<B: Backend>(
     prefix: &Prefix<B, ChosenKv<B>>,
     to: impl Write,
 ) -> Result<(), CacheFileError> {
-    let layers = prefix.cache().layers().iter().map(|layer| match layer {
-        ChosenKv::Encoded(store) => Ok(store.layer()),
+    let stores = prefix.cache().layers().iter().map(|layer| match layer {
+        ChosenKv::Encoded(store) => Ok(store),
         ChosenKv::Dense(_) => Err(CacheFileError::NotEncoded),
     });
-    let layers: Vec<&KvLayer> = layers.collect::<Result<Option<_>, _>>()?.unwrap_or_default();
+    let stores: Vec<&QinsKvCache<B>> = stores.collect::<Result<_, _>>()?;
+    let first = stores.first().filter(|store| !store.is_empty());
     let tokens = prefix.cache().tokens();
     let header = Header {
-        kv: layers.first().map_or(KvFormat::F16, |layer| layer.format()).to_string(),
+        kv: first.map_or(KvFormat::F16, |store| store.format()).to_string(),
         model: fingerprint(model),
-        first: layers.first().map_or(0, |layer| layer.first()),
+        first: first.map_or(0, |store| store.first()),
         tokens,
         rotated_for: prefix.cache().rotated_for(),
         ids: prefix.ids()[..tokens].to_vec(),
@@ -116,7 +117,8 @@ pub fn save<B: Backend>(
     to.write_all(MAGIC)?;
     to.write_all(&(header.len() as u32).to_le_bytes())?;
     to.write_all(&header)?;
-    for layer in layers {
+    // Read back one after the other, where they lie on a device.
+    for layer in stores.into_iter().filter_map(QinsKvCache::layer) {
         layer.write(&mut to)?;
     }
     let Hashing { mut inner, hash } = to;
@@ -153,6 +155,7 @@ pub fn load<B: Backend>(
     if header.tokens > 0 {
         same("format", format.to_string(), header.kv)?;
     }
+    let device = model.model.norm.gamma.val().device();
     let mut layers = Vec::new();
     for _ in 0..config.num_hidden_layers {
         if header.tokens == 0 {
@@ -161,7 +164,7 @@ pub fn load<B: Backend>(
         }
         let shape = [1, config.key_value_heads(), config.head_size()];
         let layer = KvLayer::read(format, shape, header.first, header.tokens, &mut from)?;
-        layers.push(ChosenKv::Encoded(QinsKvCache::from_layer(layer)));
+        layers.push(ChosenKv::Encoded(QinsKvCache::from_layer(layer, &device)));
     }
     let Hashing { mut inner, hash } = from;
     let mut checksum = [0; 32];

@@ -1,42 +1,88 @@
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData, TensorPrimitive, backend::Backend};
 use phi35_model::{KvStore, QueryMask};
+use qins_backend::DeviceKv;
 use qins_codec::kv::{KvFormat, KvLayer, Seen};
-use std::marker::PhantomData;
+use std::borrow::Cow;
 
 /// Keys and values of one layer in codes.
 ///
-/// They lie in the host's memory, whatever the backend: new keys, values and queries are read from it, attention is
-/// computed on the host's processor by [`KvLayer`], and the result goes back. On backends of the host's memory that is a
-/// copy of the new tokens alone; on others it waits for the device once a layer, and is right rather than fast.
+/// On the graphics devices that [`DeviceKv`] knows they lie on the device, where new ones are encoded and attention is computed:
+/// nothing is read back. On every other backend, and in [`KvFormat::V4`], they lie in the host's memory: new keys, values and
+/// queries are read from the backend, attention is computed on the host's processor by [`KvLayer`], and the result goes back.
+/// On backends of the host's memory that is a copy of the new tokens alone; on others it waits for the device once a layer.
 ///
 /// So half precision works on backends that lack the type, and results are in f32 before `B` stores them as it does.
 #[derive(Debug, Clone)]
-pub struct QinsKvCache<B> {
+pub struct QinsKvCache<B: Backend> {
     format: KvFormat,
-    /// From the first token on, which tells the shape.
-    layer: Option<KvLayer>,
-    backend: PhantomData<fn() -> B>,
+    reserved: usize,
+    /// From the first token on, which tells the shape and the device.
+    stored: Option<Stored<B>>,
+}
+
+#[derive(Debug, Clone)]
+enum Stored<B: Backend> {
+    Host(KvLayer),
+    Device(Box<DeviceKv<B>>),
+}
+
+/// The same call on either kind.
+macro_rules! either {
+    ($stored:expr, $of:ident => $call:expr) => {
+        match $stored {
+            Stored::Host($of) => $call,
+            Stored::Device($of) => $call,
+        }
+    };
+}
+
+impl<B: Backend> Stored<B> {
+    fn new(format: KvFormat, shape: [usize; 3], device: &B::Device) -> Self {
+        let [batch, kv_heads, head] = shape;
+        match DeviceKv::new(format, shape, device) {
+            Some(kv) => Self::Device(Box::new(kv)),
+            None => Self::Host(KvLayer::new(format, batch, kv_heads, head)),
+        }
+    }
 }
 
 impl<B: Backend> QinsKvCache<B> {
     /// An empty cache.
     pub fn new(format: KvFormat) -> Self {
-        Self { format, layer: None, backend: PhantomData }
+        Self { format, reserved: 0, stored: None }
     }
 
-    /// A cache that goes on with what is stored in a layer.
-    pub fn from_layer(layer: KvLayer) -> Self {
-        Self { format: layer.format(), layer: Some(layer), backend: PhantomData }
+    /// A cache on a device that goes on with what is stored in a layer.
+    pub fn from_layer(layer: KvLayer, device: &B::Device) -> Self {
+        let format = layer.format();
+        let stored = match DeviceKv::from_layer(&layer, device) {
+            Some(kv) => Stored::Device(Box::new(kv)),
+            None => Stored::Host(layer),
+        };
+        Self { format, reserved: 0, stored: Some(stored) }
     }
 
-    /// What is stored; `None` before the first token.
-    pub fn layer(&self) -> Option<&KvLayer> {
-        self.layer.as_ref()
+    /// How keys and values are stored.
+    pub fn format(&self) -> KvFormat {
+        self.format
+    }
+
+    /// What is stored, read back where it lies on a device; `None` before the first token.
+    pub fn layer(&self) -> Option<Cow<'_, KvLayer>> {
+        self.stored.as_ref().map(|stored| match stored {
+            Stored::Host(layer) => Cow::Borrowed(layer),
+            Stored::Device(kv) => Cow::Owned(kv.to_layer()),
+        })
+    }
+
+    /// Whether keys and values lie on a graphics device; `false` before the first token.
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.stored, Some(Stored::Device(_)))
     }
 
     /// Bytes of keys and values, room for further tokens included.
     pub fn bytes(&self) -> usize {
-        self.layer.as_ref().map_or(0, KvLayer::bytes)
+        self.stored.as_ref().map_or(0, |stored| either!(stored, of => of.bytes()))
     }
 }
 
@@ -45,43 +91,68 @@ fn read<B: Backend>(tensor: Tensor<B, 4>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().into_vec().expect("just converted to f32")
 }
 
+/// The backend's own float tensor.
+fn primitive<B: Backend>(tensor: Tensor<B, 4>) -> B::FloatTensorPrimitive {
+    tensor.into_primitive().tensor()
+}
+
 impl<B: Backend> KvStore<B> for QinsKvCache<B> {
     fn append(&mut self, keys: Tensor<B, 4>, values: Tensor<B, 4>) {
         let [batch, kv_heads, _, head] = keys.dims();
-        let layer = self.layer.get_or_insert_with(|| KvLayer::new(self.format, batch, kv_heads, head));
-        assert_eq!(layer.shape(), [batch, kv_heads, head], "keys of another shape than those before");
-        layer.append(&read(keys), &read(values));
-    }
-
-    fn attend(&self, queries: Tensor<B, 4>, mask: &QueryMask<'_, B>) -> Tensor<B, 4> {
-        let Some(layer) = &self.layer else { return queries };
-        let (shape, device) = (queries.shape(), queries.device());
-        let [_, heads, _, _] = queries.dims();
-        let rule = mask.rule();
-        let seen = Seen { window: rule.window, left_padding: &rule.left_padding };
-        let attended = layer.attend(&read(queries), heads, seen);
-        Tensor::from_data(TensorData::new(attended, shape), &device)
-    }
-
-    fn truncate(&mut self, len: usize) {
-        match &mut self.layer {
-            Some(layer) if len > 0 => layer.truncate(len),
-            // The next tokens may be of another batch.
-            layer => *layer = None,
+        let shape = [batch, kv_heads, head];
+        let stored = self.stored.get_or_insert_with(|| Stored::new(self.format, shape, &keys.device()));
+        assert_eq!(either!(stored, of => of.shape()), shape, "keys of another shape than those before");
+        match stored {
+            Stored::Host(layer) => layer.append(&read(keys), &read(values)),
+            Stored::Device(kv) => {
+                kv.reserve(self.reserved);
+                kv.append(primitive(keys), primitive(values));
+            }
         }
     }
 
+    fn attend(&self, queries: Tensor<B, 4>, mask: &QueryMask<'_, B>) -> Tensor<B, 4> {
+        let Some(stored) = &self.stored else { return queries };
+        let rule = mask.rule();
+        let seen = Seen { window: rule.window, left_padding: &rule.left_padding };
+        match stored {
+            Stored::Host(layer) => {
+                let (shape, device) = (queries.shape(), queries.device());
+                let [_, heads, _, _] = queries.dims();
+                let attended = layer.attend(&read(queries), heads, seen);
+                Tensor::from_data(TensorData::new(attended, shape), &device)
+            }
+            Stored::Device(kv) => {
+                let attended = kv.attend(primitive(queries), seen);
+                Tensor::from_primitive(TensorPrimitive::Float(attended))
+            }
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        match &mut self.stored {
+            Some(stored) if len > 0 => either!(stored, of => of.truncate(len)),
+            // The next tokens may be of another batch.
+            stored => *stored = None,
+        }
+    }
+
+    /// Where keys and values lie on a device they have room for so many then; in the host's memory room grows by blocks.
+    fn reserve(&mut self, len: usize) {
+        self.reserved = len;
+    }
+
     fn free_before(&mut self, first: usize) {
-        if let Some(layer) = &mut self.layer {
-            layer.free_before(first);
+        if let Some(stored) = &mut self.stored {
+            either!(stored, of => of.free_before(first));
         }
     }
 
     fn first(&self) -> usize {
-        self.layer.as_ref().map_or(0, KvLayer::first)
+        self.stored.as_ref().map_or(0, |stored| either!(stored, of => of.first()))
     }
 
     fn len(&self) -> usize {
-        self.layer.as_ref().map_or(0, KvLayer::len)
+        self.stored.as_ref().map_or(0, |stored| either!(stored, of => of.len()))
     }
 }

@@ -28,6 +28,7 @@
 mod backend;
 mod bytes;
 mod kernels;
+mod kv;
 mod linear;
 mod ops;
 mod parts;
@@ -43,6 +44,7 @@ pub use backend::Qins;
 pub use bytes::BytesError;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use kernels::{Traffic, allow_subgroups, traffic};
+pub use kv::DeviceKv;
 pub use linear::{QinsLinear, QinsLinearConfig, QinsLinearRecord};
 pub use parts::{BufferError, largest_buffer, limit_buffers};
 pub use policy::{ParamPath, PatternError, Policy, PolicyError, Rule, RuleError, Storage, WeightKind};

@@ -15,6 +15,7 @@ pub(crate) use portable::{decode_elements, map_rows, table_of, words_of};
 
 use crate::{
     QinsTensor,
+    kv::{Append, Attend, KvLayout},
     parts::{BufferError, largest_buffer as buffer_limit},
 };
 use burn_backend::{
@@ -80,6 +81,57 @@ pub(crate) fn encode<B: Backend>(
     #[cfg(feature = "cuda")]
     let found = found.or_else(|| cube::encode::<cubecl::cuda::CudaRuntime, B>(tensor, format, rows, cols));
     found
+}
+
+/// Runs `$call` on the first runtime whose tensors `B` has, or gives `$else`.
+macro_rules! on_device {
+    ($runtime:ident => $call:expr, $else:expr) => {{
+        #[cfg(feature = "wgpu")]
+        if cube::runs::<burn_wgpu::WgpuRuntime, B>() {
+            type $runtime = burn_wgpu::WgpuRuntime;
+            return $call;
+        }
+        #[cfg(feature = "cuda")]
+        if cube::runs::<cubecl::cuda::CudaRuntime, B>() {
+            type $runtime = cubecl::cuda::CudaRuntime;
+            return $call;
+        }
+        $else
+    }};
+}
+
+/// Whether keys and values can lie encoded on a device.
+pub(crate) fn keeps_kv<B: Backend>(layout: &KvLayout, device: &Device<B>) -> bool {
+    on_device!(R => cube::keeps::<R, B>(layout, device), {
+        let _ = (layout, device);
+        false
+    })
+}
+
+/// The room with new keys and values, `[batch, kv heads, tokens, head]`, where a device [`keeps_kv`].
+pub(crate) fn kv_append<B: Backend>(
+    append: Append,
+    room: Option<IntTensor<B>>,
+    keys: FloatTensor<B>,
+    values: FloatTensor<B>,
+) -> IntTensor<B> {
+    on_device!(R => cube::append::<R, B>(append, room, keys, values), {
+        let _ = (append, room, keys, values);
+        unreachable!("there is a room where there are kernels")
+    })
+}
+
+/// Attention of queries `[batch, heads, tokens, head]`, where a device [`keeps_kv`]. `padding`: of each sequence, if any has some.
+pub(crate) fn kv_attend<B: Backend>(
+    attend: Attend,
+    room: IntTensor<B>,
+    queries: FloatTensor<B>,
+    padding: Option<IntTensor<B>>,
+) -> FloatTensor<B> {
+    on_device!(R => cube::attend::<R, B>(attend, room, queries, padding), {
+        let _ = (attend, room, queries, padding);
+        unreachable!("there is a room where there are kernels")
+    })
 }
 
 /// All weights of the encoded matrix, in storage order; the shape is the matrix's `[rows, cols]`.

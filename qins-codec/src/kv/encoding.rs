@@ -5,24 +5,25 @@ use half::{f16, slice::HalfFloatSliceExt};
 use std::sync::LazyLock;
 
 /// A way to store a row. Numbers that are not finite make the whole row NaN, but in floats, which have them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Encoding {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
     /// As it is.
     Full,
     /// Half precision. Finite numbers beyond its range become its largest.
     Half,
     /// The projective law of `k = 0` in 8 bits, which is equal steps. Bytes with a sign are the upper ones of 32-bit
-    /// integers ([`step`]), in units of one f32 scale: decoding is two unpackings and a conversion.
+    /// integers, an odd number of [half steps](HALF_STEP), in units of one f32 scale: decoding is two unpackings and a
+    /// conversion.
     Linear,
     /// Groups of 16 with one of four tables, as in [`Format::Q4`].
     Shaped,
 }
 
-/// Half of the distance between neighbouring codes of [`Encoding::Linear`].
-const HALF_STEP: i32 = 1 << 23;
+/// Half of the distance between neighbouring codes of [`Encoding::Linear`], in units of the scale.
+pub const HALF_STEP: i32 = 1 << 23;
 
-/// The largest magnitude that it has a code for.
-const LARGEST: f32 = 255.0 * HALF_STEP as f32;
+/// The largest magnitude that [`Encoding::Linear`] has a code for, in units of the scale.
+pub const LARGEST: f32 = 255.0 * HALF_STEP as f32;
 
 static SHAPED: LazyLock<Vec<f32>> =
     LazyLock::new(|| shaped::tables(Format::Q4).concat().into_iter().map(f32::from).collect());
@@ -35,7 +36,7 @@ static SHAPED_ENCODER: LazyLock<shaped::Encoder> = LazyLock::new(shaped::Encoder
 impl Encoding {
     /// Bytes of a row's codes.
     #[inline(always)]
-    pub(crate) fn code_bytes(self, head: usize) -> usize {
+    pub fn code_bytes(self, head: usize) -> usize {
         match self {
             Encoding::Full => 4 * head,
             Encoding::Half => 2 * head,
@@ -55,7 +56,7 @@ impl Encoding {
 
     /// Bytes of a row's base and scale codes.
     #[inline(always)]
-    pub(crate) fn scale_bytes(self, head: usize) -> usize {
+    pub fn scale_bytes(self, head: usize) -> usize {
         match self {
             Encoding::Full | Encoding::Half => 0,
             Encoding::Linear => self.base_bytes(),

@@ -35,7 +35,8 @@ impl KvFormat {
         }
     }
 
-    pub(crate) fn keys(self, head: usize) -> Encoding {
+    /// How keys of so many dimensions are stored.
+    pub fn keys(self, head: usize) -> Encoding {
         match self {
             KvFormat::F32 => Encoding::Full,
             KvFormat::F16 | KvFormat::V8 | KvFormat::V4 => Encoding::Half,
@@ -44,7 +45,8 @@ impl KvFormat {
         }
     }
 
-    pub(crate) fn values(self) -> Encoding {
+    /// How values are stored.
+    pub fn values(self) -> Encoding {
         match self {
             KvFormat::F32 => Encoding::Full,
             KvFormat::F16 => Encoding::Half,

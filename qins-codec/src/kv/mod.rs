@@ -21,8 +21,9 @@ mod encoding;
 mod format;
 mod layer;
 
-pub(crate) use encoding::{Encoding, step};
+pub(crate) use encoding::step;
 
 pub use attend::Seen;
+pub use encoding::{Encoding, HALF_STEP, LARGEST};
 pub use format::{KvFormat, UnknownKvFormat};
 pub use layer::KvLayer;

@@ -4,6 +4,7 @@
 //! them as custom operations on its stream, in order with what Burn fuses before and after. Of a matrix in parts, each part
 //! is a launch of its own, which writes its rows of the one result.
 
+mod attention;
 mod decode;
 mod encode;
 mod fused;
@@ -13,6 +14,7 @@ mod rows;
 mod tile;
 mod traffic;
 
+pub(super) use attention::{append, attend, keeps, runs};
 pub(super) use encode::encode;
 pub use traffic::{Traffic, traffic};
 
@@ -45,13 +47,24 @@ pub fn allow_subgroups(allowed: bool) {
     SUBGROUPS.store(allowed, Relaxed);
 }
 
-/// Units of a subgroup of a device, if the units of a line are some of them and it has no others; else 1.
-fn subgroup<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
+/// Units of a subgroup of a device, if it has no others and a kernel can use so many; else 1.
+fn subgroup<R: CubeRuntime>(client: &ComputeClient<R>, usable: impl Fn(usize) -> bool) -> usize {
     let properties = client.properties();
     let [least, most] = [properties.hardware.plane_size_min, properties.hardware.plane_size_max].map(|n| n as usize);
-    let fits = least == most && most > 1 && matvec::LANES.is_multiple_of(most);
+    let fits = least == most && most > 1 && usable(most);
     let allowed = SUBGROUPS.load(Relaxed) && properties.features.plane.contains(Plane::Ops);
     if fits && allowed { most } else { 1 }
+}
+
+/// What runs on the tensors of a device: at once, or in its turn on a stream.
+trait OnDevice: std::fmt::Debug + Send + Sync + 'static {
+    /// Of the result.
+    fn shape(&self) -> Shape;
+
+    /// Of the result.
+    fn dtype(&self) -> DType;
+
+    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> CubeTensor<R>;
 }
 
 /// What an operation needs besides its tensors.
@@ -164,7 +177,7 @@ impl Operation {
     fn place<R: CubeRuntime, B: Backend, T: 'static>(self, inputs: Vec<&dyn Any>) -> Option<T> {
         let mut result: Box<dyn Any> = match is_plain::<R, B>() {
             true => Box::new(Some(self.run::<R>(downcast(inputs)))),
-            false => Box::new(Some(fused::register::<R>(self, downcast(inputs)))),
+            false => Box::new(Some(fused::register::<R, _>(self, downcast(inputs)))),
         };
         result.downcast_mut::<Option<T>>()?.take()
     }
@@ -189,7 +202,7 @@ impl Operation {
     }
 
     /// `inputs`: what the operation is given, tables if it needs any, then codes and scale codes of each part.
-    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> CubeTensor<R> {
+    fn launch_all<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> CubeTensor<R> {
         let inputs: Vec<CubeTensor<R>> = inputs.into_iter().map(into_contiguous).collect();
         if matches!(self.kind, Kind::Largest | Kind::Encode { .. }) {
             return encode::run(self, inputs);
@@ -241,7 +254,7 @@ impl Operation {
                     coded,
                     out,
                     n,
-                    subgroup(&client),
+                    subgroup(&client, |units| matvec::LANES.is_multiple_of(units)),
                     layout,
                     given_type,
                 ),
@@ -277,5 +290,19 @@ impl Operation {
                 }
             }
         }
+    }
+}
+
+impl OnDevice for Operation {
+    fn shape(&self) -> Shape {
+        self.shape.clone()
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn run<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> CubeTensor<R> {
+        self.launch_all(inputs)
     }
 }

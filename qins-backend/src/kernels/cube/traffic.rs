@@ -12,9 +12,14 @@ pub struct Traffic {
     pub bytes: u64,
     /// Matrices that were encoded on a device.
     pub encoded: u64,
+    /// Bytes of keys and values in codes that attention read on a device, scales among them.
+    pub cache_bytes: u64,
+    /// Rooms that were made for keys and values: the first, larger ones, and those of clones that are appended to.
+    pub cache_rooms: u64,
 }
 
-static TRAFFIC: Mutex<Traffic> = Mutex::new(Traffic { launches: 0, bytes: 0, encoded: 0 });
+static TRAFFIC: Mutex<Traffic> =
+    Mutex::new(Traffic { launches: 0, bytes: 0, encoded: 0, cache_bytes: 0, cache_rooms: 0 });
 
 /// What this process launched so far, on all devices. A fused backend launches when it must, at the latest when a result
 /// is read.
@@ -24,6 +29,14 @@ pub fn traffic() -> Traffic {
 
 pub(super) fn count_encoded() {
     TRAFFIC.lock().expect("nothing panics while it is held").encoded += 1;
+}
+
+pub(super) fn count_cache_bytes(bytes: usize) {
+    TRAFFIC.lock().expect("nothing panics while it is held").cache_bytes += bytes as u64;
+}
+
+pub(super) fn count_cache_room() {
+    TRAFFIC.lock().expect("nothing panics while it is held").cache_rooms += 1;
 }
 
 /// One launch with buffers of so many bytes.
