@@ -247,7 +247,8 @@ pub(super) fn matvec<F: Float, N: Size>(
         let at = (line * sums_a_lane + i) * stride;
         if comptime!(division.subgroup > 1) {
             let sum = plane_sum(sums[i]);
-            if lane % comptime!(division.subgroup) == 0 {
+            let in_subgroup = lane % comptime!(division.subgroup);
+            if in_subgroup == 0 {
                 parts[at + lane / comptime!(division.subgroup)] = sum;
             }
         } else {
