@@ -273,7 +273,10 @@ const WEIGHT: &str = "model.layers.0.mlp.down_proj.weight";
 fn another_version_is_refused_by_its_number() {
     for version in [0, 2, 7] {
         let message = refusal(|d| with_manifest(d, |m| *m = json!({"version": version, "everything": "else"})));
-        assert!(message.contains(&format!("container of version {version}: this program reads version 1")), "{message}");
+        assert!(
+            message.contains(&format!("container of version {version}: this program reads version 1")),
+            "{message}"
+        );
     }
 }
 

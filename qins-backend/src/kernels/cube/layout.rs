@@ -61,9 +61,9 @@ impl Layout {
         32 * self.unit_words / self.bits
     }
 
-    /// Scales that a unit's codes have: those of raw formats have none.
-    pub(super) fn unit_scales(&self) -> usize {
-        self.unit_codes().div_ceil(self.group)
+    /// Scales that so many codes have. Those of raw formats have none, which are taken as one of 1.
+    pub(super) fn scales(&self, codes: usize) -> usize {
+        if self.has_scales() { codes.div_ceil(self.group) } else { 1 }
     }
 
     pub(super) fn has_scales(&self) -> bool {
@@ -86,17 +86,21 @@ impl Layout {
         if self.has_scales() { self.values() + 256 } else { 0 }
     }
 
+    /// Whether each code chooses an entry of tables that a cube has of its own.
+    pub(super) fn looks_up(&self) -> bool {
+        self.shares_tables() && self.law != Law::Cells
+    }
+
     /// Whether the tables are small enough to be copied to a cube's own memory, of which WebGPU promises 16 KiB.
     pub(super) fn shares_tables(&self) -> bool {
         self.has_scales() && self.tables() <= 512
     }
 }
 
-/// Rows of an encoded matrix on a device, all or those of one part.
+/// Rows of an encoded matrix on a device, all or those of one part. Kernels are given their codes, plane after plane, apart,
+/// in pieces of a width of their own.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Coded {
-    /// Packed codes, plane after plane.
-    pub(super) codes: Array<u32>,
     /// Packed bases and scale codes.
     pub(super) scales: Array<u32>,
     /// `w/s` of every code and then the scale of every scale code.

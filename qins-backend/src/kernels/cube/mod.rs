@@ -192,7 +192,7 @@ impl Operation {
         exact
             && is_float
             && !is_empty
-            && rows.div_ceil(matvec::ROWS) <= MAX_CUBES
+            && rows.div_ceil(matvec::LINES) <= MAX_CUBES
             && self.rows() <= MAX_CUBES * tile::INPUTS
     }
 
@@ -214,7 +214,6 @@ impl Operation {
         for (words, &rows) in parts.chunks_exact(2).zip(&self.parts) {
             let Header { format, rows: all_rows, cols, .. } = self.header;
             let coded = CodedLaunch::new(
-                words[0].clone().into_array_arg(),
                 words[1].clone().into_array_arg(),
                 tables.clone().into_array_arg(),
                 rows,
@@ -228,41 +227,56 @@ impl Operation {
                 let bound = [given, &words[0], &words[1], tables, &out];
                 traffic::count(bound.map(|tensor| tensor.handle.size_in_used()));
             }
-            self.launch(given.clone(), rows, coded, out.clone());
+            self.launch(given.clone(), rows, words[0].clone(), coded, out.clone());
             first_row += rows;
         }
         out
     }
 
     /// Of one part, of `rows` rows.
-    fn launch<R: CubeRuntime>(&self, given: CubeTensor<R>, rows: usize, coded: CodedLaunch<R>, out: CubeTensor<R>) {
+    fn launch<R: CubeRuntime>(
+        &self,
+        given: CubeTensor<R>,
+        rows: usize,
+        codes: CubeTensor<R>,
+        coded: CodedLaunch<R>,
+        out: CubeTensor<R>,
+    ) {
         let layout = Layout::new(&self.header);
         let client = out.client.clone();
         let n = self.rows();
         let given_type = given.dtype.into();
-        let (given, out) = (given.into_array_arg(), out.into_array_arg());
+        let [given, codes, out] = [given, codes, out].map(CubeTensor::into_array_arg);
         // SAFETY: kernels read within the lengths that the header gives codes, scale codes and tables; columns, rows and inputs
         // are below their numbers where they are read and where they are written, whatever indices say; and any code
         // chooses an entry of its table.
         unsafe {
             match self.kind {
-                Kind::Product if n <= matvec::INPUTS => matvec::matvec::launch_unchecked(
-                    &client,
-                    CubeCount::Static(rows.div_ceil(matvec::ROWS) as u32, 1, 1),
-                    CubeDim::new_2d(matvec::LANES as u32, matvec::LINES as u32),
-                    given,
-                    coded,
-                    out,
-                    n,
-                    subgroup(&client, |units| matvec::LANES.is_multiple_of(units)),
-                    layout,
-                    given_type,
-                ),
+                Kind::Product if n <= matvec::INPUTS => {
+                    let shared_bytes = client.properties().hardware.max_shared_memory_size;
+                    let shape = [rows, self.header.cols];
+                    let subgroup = subgroup(&client, |units| matvec::LANES.is_multiple_of(units));
+                    let division = matvec::Division::new(&layout, shape, n, subgroup, shared_bytes);
+                    matvec::matvec::launch_unchecked(
+                        &client,
+                        CubeCount::Static(rows.div_ceil(division.rows()) as u32, 1, 1),
+                        CubeDim::new_2d(matvec::LANES as u32, matvec::LINES as u32),
+                        division.width,
+                        given,
+                        codes,
+                        coded,
+                        out,
+                        division,
+                        layout,
+                        given_type,
+                    );
+                }
                 Kind::Product => tile::tile::launch_unchecked(
                     &client,
                     CubeCount::Static(rows.div_ceil(tile::ROWS) as u32, n.div_ceil(tile::INPUTS) as u32, 1),
                     CubeDim::new_2d(tile::UNITS[0] as u32, tile::UNITS[1] as u32),
                     given,
+                    codes,
                     coded,
                     out,
                     n,
@@ -280,6 +294,7 @@ impl Operation {
                         CubeCount::Static(across as u32, cubes.div_ceil(across) as u32, 1),
                         CubeDim::new_1d(rows::UNITS as u32),
                         given,
+                        codes,
                         coded,
                         out,
                         n,

@@ -14,6 +14,7 @@ pub(super) const UNITS: usize = 64;
 #[cube(launch_unchecked)]
 pub(super) fn rows<F: Float, I: Int>(
     indices: &Array<I>,
+    codes: &Array<u32>,
     coded: &Coded,
     out: &mut Array<F>,
     n: usize,
@@ -36,7 +37,7 @@ pub(super) fn rows<F: Float, I: Int>(
         }
         let mut weights = Array::<f32>::new(unit_codes);
         let base = decode::base(coded, row, layout);
-        decode::unit(coded, &coded.tables.to_slice(), base, row, unit, &mut weights, 0usize, layout);
+        decode::unit(codes, coded, &coded.tables.to_slice(), base, row, unit, &mut weights, layout);
         #[unroll]
         for i in 0..unit_codes {
             let col = unit * unit_codes + i;

@@ -32,6 +32,7 @@ const STRIDE: usize = INPUTS + 1;
 #[cube(launch_unchecked)]
 pub(super) fn tile<F: Float>(
     x: &Array<F>,
+    codes: &Array<u32>,
     coded: &Coded,
     out: &mut Array<F>,
     m: usize,
@@ -76,9 +77,9 @@ pub(super) fn tile<F: Float>(
             // What lies behind the row's end meets inputs of zero.
             if unit < units {
                 if comptime!(layout.shares_tables()) {
-                    decode::unit(coded, &tables.to_slice(), base, row, unit, &mut decoded, 0usize, layout);
+                    decode::unit(codes, coded, &tables.to_slice(), base, row, unit, &mut decoded, layout);
                 } else {
-                    decode::unit(coded, &coded.tables.to_slice(), base, row, unit, &mut decoded, 0usize, layout);
+                    decode::unit(codes, coded, &coded.tables.to_slice(), base, row, unit, &mut decoded, layout);
                 }
             } else {
                 #[unroll]
