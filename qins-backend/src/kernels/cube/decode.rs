@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 /// Byte `index` of packed words.
 #[cube]
-fn byte(words: &Array<u32>, index: usize) -> u32 {
+pub(super) fn byte(words: &Array<u32>, index: usize) -> u32 {
     (words[index / 4] >> (u32::cast_from(index % 4) * 8)) & 0xFF
 }
 
