@@ -105,7 +105,7 @@ fn centre(words: &Array<u32>, tables: &Slice<f32>, #[comptime] i: usize, #[compt
 
 /// An IEEE half, by arithmetic: not every device has the type.
 #[cube]
-fn half(code: u32) -> f32 {
+pub(super) fn half(code: u32) -> f32 {
     let (exponent, mantissa) = ((code >> 10) & 0x1F, code & 0x3FF);
     let normal = f32::reinterpret(((exponent + 112) << 23) | (mantissa << 13));
     let subnormal = f32::cast_from(mantissa) * comptime!(0.5f32.powi(24));

@@ -4,7 +4,7 @@
 use super::{
     Kind, MAX_CUBES, Operation, is_fused, is_plain,
     layout::Layout,
-    search::{self, MatrixLaunch},
+    search::{self, Floats, MatrixLaunch},
     traffic,
 };
 use crate::{
@@ -33,8 +33,13 @@ pub(in super::super) fn encode<R: CubeRuntime, B: Backend>(
     rows: usize,
     cols: usize,
 ) -> Option<QinsTensor<B>> {
-    let is_float = matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16);
-    if rows * cols == 0 || format.planes() > 1 || !is_float || !(is_plain::<R, B>() || is_fused::<R, B>()) {
+    // Floats are read as whole words.
+    let is_read = match tensor.dtype() {
+        DType::F32 => true,
+        DType::F16 | DType::BF16 => (rows * cols).is_multiple_of(2),
+        _ => false,
+    };
+    if rows * cols == 0 || format.planes() > 1 || !is_read || !(is_plain::<R, B>() || is_fused::<R, B>()) {
         return None;
     }
     let device = B::float_device(tensor);
@@ -82,7 +87,12 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
     let (client, device) = (inputs[0].client.clone(), inputs[0].device.clone());
     let out = empty_device_contiguous_dtype(client.clone(), device, operation.shape.clone(), operation.dtype);
     let (Header { format, rows, cols, .. }, layout) = (operation.header, Layout::new(&operation.header));
-    let (given_type, strides) = (inputs[0].dtype.into(), inputs[0].meta.strides().to_vec());
+    let strides = inputs[0].meta.strides().to_vec();
+    let floats = match inputs[0].dtype {
+        DType::F16 => Floats::F16,
+        DType::BF16 => Floats::Bf16,
+        _ => Floats::F32,
+    };
     let matrix = |first_row| MatrixLaunch::new(first_row, rows, cols, strides[0], strides[1]);
     let cubes = |units: usize| {
         let cubes = units.div_ceil(search::UNITS);
@@ -110,7 +120,7 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
                 length,
                 format.scale_bytes(cols),
                 layout,
-                given_type,
+                floats,
             ),
             Kind::Codes { first_row, length } => search::codes::launch_unchecked(
                 &client,
@@ -126,7 +136,7 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
                 format.scale_bytes(cols),
                 format.code_bytes(cols) / size_of::<u32>() / layout.unit_words,
                 layout,
-                given_type,
+                floats,
             ),
             _ => {
                 // Neighbouring units read neighbouring floats.
@@ -139,7 +149,7 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
                     matrix(0),
                     result,
                     units,
-                    given_type,
+                    floats,
                 )
             }
         }

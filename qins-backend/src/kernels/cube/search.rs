@@ -2,7 +2,7 @@
 //! on a device that rounds each operation.
 
 use super::{
-    decode::byte,
+    decode::{byte, half},
     layout::{Law, Layout},
 };
 use cubecl::prelude::*;
@@ -46,27 +46,48 @@ pub(super) struct Matrix {
     col_stride: usize,
 }
 
+/// How floats lie in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Floats {
+    F32,
+    /// Two in a word.
+    F16,
+    /// Two in a word.
+    Bf16,
+}
+
+/// By arithmetic: not every device has the 16-bit types, nor all of their subnormal numbers.
 #[cube]
-fn weight<F: Float>(values: &Array<F>, matrix: &Matrix, row: usize, col: usize) -> f32 {
-    f32::cast_from(values[(matrix.first_row + row) * matrix.row_stride + col * matrix.col_stride])
+fn weight(values: &Array<u32>, matrix: &Matrix, row: usize, col: usize, #[comptime] floats: Floats) -> f32 {
+    let at = (matrix.first_row + row) * matrix.row_stride + col * matrix.col_stride;
+    match comptime!(floats) {
+        Floats::F32 => f32::reinterpret(values[at]),
+        Floats::F16 => half(half_word(values, at)),
+        Floats::Bf16 => f32::reinterpret(half_word(values, at) << 16),
+    }
+}
+
+#[cube]
+fn half_word(values: &Array<u32>, at: usize) -> u32 {
+    (values[at / 2] >> (u32::cast_from(at % 2) * 16)) & 0xFFFF
 }
 
 /// The largest magnitude of each row as bits, which for infinities and NaN are beyond those of every number. So many `units`
 /// read a row together.
 #[cube(launch_unchecked)]
-pub(super) fn largest<F: Float>(
-    values: &Array<F>,
+pub(super) fn largest(
+    values: &Array<u32>,
     matrix: &Matrix,
     out: &mut Array<u32>,
     #[comptime] units: usize,
-    #[define(F)] _dtype: StorageType,
+    #[comptime] floats: Floats,
 ) {
     let (row, of_row, unit) = (ABSOLUTE_POS / units, ABSOLUTE_POS % units, UNIT_POS as usize);
     let mut largest = 0u32;
     if row < matrix.rows {
         let mut col = of_row;
         while col < matrix.cols {
-            largest = max(largest, u32::reinterpret(weight(values, matrix, row, col)) & 0x7FFF_FFFF);
+            largest = max(largest, u32::reinterpret(weight(values, matrix, row, col, floats)) & 0x7FFF_FFFF);
             col += units;
         }
     }
@@ -83,8 +104,8 @@ pub(super) fn largest<F: Float>(
 
 /// A word of bases and scale codes, of rows that follow each other.
 #[cube(launch_unchecked)]
-pub(super) fn scales<F: Float>(
-    values: &Array<F>,
+pub(super) fn scales(
+    values: &Array<u32>,
     matrix: &Matrix,
     bases: &Array<f32>,
     tables: &Array<f32>,
@@ -92,7 +113,7 @@ pub(super) fn scales<F: Float>(
     length: usize,
     scale_bytes: usize,
     #[comptime] layout: Layout,
-    #[define(F)] _dtype: StorageType,
+    #[comptime] floats: Floats,
 ) {
     let bytes = matrix.rows * scale_bytes;
     if ABSOLUTE_POS * 4 < bytes {
@@ -109,7 +130,7 @@ pub(super) fn scales<F: Float>(
                     for i in 0..comptime!(layout.group) {
                         x[i] = 0.0;
                         if i < count {
-                            x[i] = weight(values, matrix, row, first + i) / base;
+                            x[i] = weight(values, matrix, row, first + i, floats) / base;
                         }
                     }
                     found = match comptime!(layout.law) {
@@ -132,8 +153,8 @@ fn base(matrix: &Matrix, bases: &Array<f32>, row: usize, #[comptime] layout: Lay
 
 /// Codes that fill whole words, of the scales found.
 #[cube(launch_unchecked)]
-pub(super) fn codes<F: Float>(
-    values: &Array<F>,
+pub(super) fn codes(
+    values: &Array<u32>,
     matrix: &Matrix,
     bases: &Array<f32>,
     tables: &Array<f32>,
@@ -143,7 +164,7 @@ pub(super) fn codes<F: Float>(
     scale_bytes: usize,
     units: usize,
     #[comptime] layout: Layout,
-    #[define(F)] _dtype: StorageType,
+    #[comptime] floats: Floats,
 ) {
     let (row, unit) = (ABSOLUTE_POS / units, ABSOLUTE_POS % units);
     if row < matrix.rows {
@@ -157,7 +178,7 @@ pub(super) fn codes<F: Float>(
         for i in 0..comptime!(layout.unit_codes()) {
             let col = unit * comptime!(layout.unit_codes()) + i;
             if col < matrix.cols {
-                let weight = weight(values, matrix, row, col);
+                let weight = weight(values, matrix, row, col, floats);
                 let code = match comptime!(layout.law) {
                     Law::F16 => f16_bits(u32::reinterpret(weight)),
                     Law::Bf16 => bf16_bits(u32::reinterpret(weight)),
@@ -192,13 +213,7 @@ fn clipped(x: f32) -> f32 {
 
 /// The scale code of least squared error for magnitudes of a group, `x` in units of the base.
 #[cube]
-fn scale_code(
-    x: &mut Array<f32>,
-    count: usize,
-    tables: &Array<f32>,
-    length: usize,
-    #[comptime] layout: Layout,
-) -> u32 {
+fn scale_code(x: &mut Array<f32>, count: usize, tables: &Array<f32>, length: usize, #[comptime] layout: Layout) -> u32 {
     let mut places = Array::<i32>::new(comptime!(layout.group));
     let mut largest = i32::new(-1_000_000);
     for i in 0..comptime!(layout.group) {
