@@ -244,7 +244,7 @@ fn encoded_there<B: Backend>(format: Format, values: &[f32], rows: usize, cols: 
         assert_eq!(differ(found.codes(), expected.codes()), 0, "codes of {case}");
     }
     // Halves are read as whole words.
-    let is_searched_there = u64::from(format.planes() == 1 && (dtype == DType::F32 || values.len() % 2 == 0));
+    let is_searched_there = u64::from(format.planes() == 1 && (dtype == DType::F32 || values.len().is_multiple_of(2)));
     assert_eq!(traffic().encoded - before, 2 * is_searched_there, "{rows} x {cols} in {format} of {dtype:?}");
 }
 

@@ -388,7 +388,7 @@ fn header_byte(x: &Array<f32>, count: usize, tables: &Array<f32>) -> u32 {
         for lane in 0..CHOICES {
             if least[lane] < best {
                 best = least[lane];
-                header = comptime!(((lane / 4 << 7) | (lane % 4)) as u32) | (chosen[lane] << 2);
+                header = comptime!((((lane / 4) << 7) | (lane % 4)) as u32) | (chosen[lane] << 2);
             }
         }
     }
