@@ -50,6 +50,6 @@ pub use parts::{BufferError, largest_buffer, limit_buffers};
 pub use policy::{ParamPath, PatternError, Policy, PolicyError, Rule, RuleError, Storage, WeightKind};
 pub use recode::{lazy_float, recode};
 pub use scheme::is_qins_type;
-pub use size::{check_buffers, largest_weight, weight_bytes};
+pub use size::{DeviceMemory, check_buffers, device_memory, largest_weight, weight_bytes};
 pub use tensor::{QinsFloat, QinsTensor};
 pub use transfer::TransferError;

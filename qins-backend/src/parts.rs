@@ -187,7 +187,7 @@ fn on_rows<B: Backend>(mask: BoolTensor<B>, shape: Shape) -> BoolTensor<B> {
 
 /// Rows of the parts of a matrix on a device that holds `limit` bytes in one piece. One row is never cut: where that is
 /// beyond the limit, so are the parts.
-fn ranges(header: &Header, limit: Option<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+pub(crate) fn ranges(header: &Header, limit: Option<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     let Header { format, rows, cols, .. } = *header;
     // Words of scale codes are rounded up.
     let row_bytes = (format.planes() * format.code_bytes(cols)).max(format.scale_bytes(cols).next_multiple_of(4));

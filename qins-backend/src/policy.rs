@@ -1,13 +1,13 @@
 //! Which tensors of a module are encoded, and in which format.
 
-use crate::{Qins, QinsFloat, QinsTensor, tensor::read_f32};
+use crate::{Qins, QinsFloat, QinsTensor};
 use burn::{
     module::{Module, ModuleMapper, Param},
     tensor::{Tensor, TensorPrimitive},
 };
-use burn_backend::{Backend, TensorMetadata};
+use burn_backend::Backend;
 use globset::{GlobBuilder, GlobMatcher};
-use qins_codec::{EncodeError, Format, Slice, UnknownFormat, encode};
+use qins_codec::{EncodeError, Format, UnknownFormat};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{fmt, str::FromStr};
 
@@ -445,14 +445,10 @@ impl ModuleEncoder<'_> {
             TensorPrimitive::Float(QinsFloat::Dense(float)) => float,
             coded => return Tensor::from_primitive(coded),
         };
-        let encoded = if self.path.is_linear_weight() {
+        let encoded = match self.path.is_linear_weight() {
             // Rows of the matrix are the columns of Burn's weight.
-            let ([rows, cols], device) = (primitive.shape().dims(), B::float_device(&primitive));
-            let values = read_f32::<B>(primitive.clone());
-            let weights = Slice::new(&values, rows, cols).transposed();
-            encode(format, &weights).map(|encoded| QinsTensor::from_encoded(encoded, &device).transpose())
-        } else {
-            QinsTensor::encode(primitive.clone(), format)
+            true => QinsTensor::encode(B::float_transpose(primitive.clone()), format).map(QinsTensor::transpose),
+            false => QinsTensor::encode(primitive.clone(), format),
         };
         match encoded {
             Ok(weight) if storage.is_cached() => Tensor::from_primitive(weight.cache_decoded().into_primitive()),

@@ -1,4 +1,4 @@
-use crate::{BufferError, ParamPath, Qins, QinsFloat, QinsTensor, largest_buffer};
+use crate::{BufferError, ParamPath, Qins, QinsFloat, QinsTensor, kernels, largest_buffer};
 use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Tensor, TensorPrimitive},
@@ -29,6 +29,20 @@ pub fn check_buffers<B: Backend, M: Module<Qins<B>>>(module: &M, device: &B::Dev
         (Some((tensor, bytes)), Some(limit)) if bytes > limit => Err(BufferError { tensor, bytes, limit }),
         _ => Ok(()),
     }
+}
+
+/// What a graphics device holds for the thread that asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes of tensors.
+    pub in_use: u64,
+    /// Bytes taken from the device, with room for further tensors.
+    pub reserved: u64,
+}
+
+/// What a device of `B` or `Qins<B>` holds. `None` of backends whose tensors lie in the host's memory.
+pub fn device_memory<B: Backend>(device: &B::Device) -> Option<DeviceMemory> {
+    kernels::memory::<B>(device)
 }
 
 /// Path, bytes, and bytes of the largest piece.

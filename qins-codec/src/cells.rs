@@ -7,7 +7,6 @@
 use crate::{
     projective::Nearest,
     scale::{SCALE_STEPS, ZERO_GROUP, relative_scale},
-    search::Search,
 };
 
 /// Scale codes tried side by side.
@@ -197,18 +196,13 @@ impl Bins {
         Some(Self { values, codes, length, lowest, midpoints, scales: Scales::new() })
     }
 
-    /// The tables themselves, for an encoder outside the host's memory.
-    pub(crate) fn into_search(self) -> Search {
+    /// Midpoints, values and codes for an encoder outside the host's memory; gives the entries of a phase.
+    pub(crate) fn append_to(&self, tables: &mut Vec<f32>) -> usize {
         let entries = self.codes.iter().max().map_or(0, |&last| usize::from(last) + 1);
-        Search {
-            values: self.values,
-            codes: self.codes,
-            length: self.length as usize,
-            below: -self.lowest as usize,
-            // Finite, because not every device has more.
-            midpoints: self.midpoints[..=entries].iter().map(|midpoint| midpoint.clamp(-1.0, f32::MAX)).collect(),
-            scales: (0..ZERO_GROUP).map(relative_scale).collect(),
-        }
+        tables.extend(self.midpoints[..=entries].iter().map(finite));
+        tables.extend(&self.values);
+        tables.extend(self.codes.iter().map(|&code| f32::from(code)));
+        self.length as usize
     }
 
     /// Where weights are found at a scale code; the last of as many as `lanes` after it is inside too.
@@ -265,6 +259,11 @@ impl Cells for Bins {
     }
 }
 
+/// A midpoint as every device has it: not all have infinity.
+fn finite(midpoint: &f32) -> f32 {
+    midpoint.clamp(-1.0, f32::MAX)
+}
+
 /// The projective law in closed form, for tables that are not rounded. With `Y = first |w|/s`, `u = (1 - Y)/(1 + kY)` is
 /// the coordinate of which cells are equal parts, and the law is its own inverse.
 pub(crate) struct Moebius {
@@ -285,6 +284,18 @@ impl Moebius {
         midpoints.push(f32::NEG_INFINITY);
         let (k, first, half) = (k as f32, first as f32, table.len() as f32);
         Self { k, first, half, midpoints, scales: Scales::new() }
+    }
+
+    /// Midpoints and constants for an encoder outside the host's memory.
+    pub(crate) fn append_to(&self, tables: &mut Vec<f32>) {
+        tables.extend(self.midpoints.iter().map(finite));
+        tables.extend([self.k, self.first, self.slope()]);
+    }
+
+    /// Of the law at `Y` it is `-(1 + kY)^2 / (1 + k)`; in units of x, a cell:
+    #[inline(always)]
+    fn slope(&self) -> f32 {
+        1.0 / ((1.0 + self.k) * self.first * self.half)
     }
 
     /// The coordinate in cells, and `1 + kY`.
@@ -315,8 +326,7 @@ impl Cells for Moebius {
         for lane in 0..LANES {
             inverse[lane] = 1.0 / scales[lane];
         }
-        // The slope of the law at Y is -(1 + kY)^2 / (1 + k); in units of x, a cell:
-        let slope = 1.0 / ((1.0 + self.k) * self.first * self.half);
+        let slope = self.slope();
         let mut sums = [0f32; LANES];
         for i in 0..group.count.min(N) {
             for lane in 0..LANES {

@@ -20,6 +20,11 @@ fn code(format: Format, weight: f32) -> u16 {
     }
 }
 
+/// Whether the format has a number near to a finite weight.
+pub(crate) fn is_in_range(format: Format, weight: f32) -> bool {
+    value(format, code(format, weight)).is_finite()
+}
+
 /// Codes of two bytes, as many as `out` is long.
 pub(crate) fn decode(format: Format, codes: &[u8], out: &mut [f32]) {
     let (codes, _) = codes.as_chunks::<2>();

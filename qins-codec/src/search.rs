@@ -1,37 +1,82 @@
-//! What an encoder outside the host's memory needs: the constants of a matrix that is only sampled, and the tables of the
-//! search for scales, so that it finds the same codes.
+//! What an encoder outside the host's memory needs to find the codes that [`encode`](crate::encode) finds: the constants of a
+//! matrix of which it has only seen the largest magnitudes and a sample, and the tables of the searches.
 
-use crate::{Format, Header, cells::Bins, scale::base_for, signed};
+use crate::{
+    Format, Header,
+    format::Law,
+    raw,
+    scale::{ZERO_GROUP, base_for, relative_scale},
+    shaped, signed,
+};
 
 /// Weights read to choose `k`; a matrix with more is sampled by evenly spaced rows.
 pub const SAMPLE: usize = 1 << 15;
 
-/// The constants that [`encode`](crate::encode) chooses for a `q8` matrix `[rows, cols]` with this largest magnitude, by rows
-/// sampled as [`sample_rows`](crate::sample_rows) samples [`SAMPLE`] weights.
-pub fn q8_header(rows: usize, cols: usize, largest: f32, sample: &[f32]) -> Header {
-    let (format, base) = (Format::Q8, base_for(largest));
-    Header { format, rows, cols, base, k: signed::best_k(format, sample, cols, base) }
-}
+/// Entries before the midpoints in [`Search::tables`].
+pub const SCALES: usize = 256;
 
-/// The tables of the search for scales of 7-bit magnitudes; see `cells.rs`.
+/// Where the largest weight of a matrix, or of a row that has a base, is smaller than this, subnormal numbers beside it may matter,
+/// and not every device tells those from zero.
+const LEAST: f32 = 1.0 / (1 << 24) as f32;
+const LEAST_OF_ROW: f32 = 1.0 / (1u128 << 80) as f32;
+
+/// How a matrix is encoded in a format: see `cells.rs` and `shaped.rs` for what is searched.
 pub struct Search {
-    /// `w/s` nearest to place `(lowest + i) * 16 + phase`, of 512 an octave, at `phase * length + i`; negative lowest.
-    pub values: Vec<f32>,
-    /// Its magnitude code.
-    pub codes: Vec<u8>,
-    /// Entries of each phase.
+    /// The constants that the encoder chooses.
+    pub header: Header,
+    /// The base of each row where rows have their own; else one for all. None is 0: nothing is divided by that.
+    pub bases: Vec<f32>,
+    /// The scale of every scale code in units of the base, up to [`SCALES`], and then, by the codes' law:
+    ///
+    /// - Magnitudes of 7 bits: 129 midpoints, at `m` the one between magnitudes `m - 1` and `m`, of which the first is above
+    ///   and the last below every magnitude; the `w/s` nearest to place `(lowest + i) * 16 + phase`, of 512 an octave, at
+    ///   `phase * length + i`, the lowest being `16 - length`; and its magnitude code.
+    /// - Magnitudes of 11 bits: 2049 such midpoints; `k`, `|w|/s` at the centre of the first cell before it is called 1, and
+    ///   the slope of the law.
+    /// - Tables chosen by groups: for each of 512 half steps the nearest entry of the four tables, and of the four turned
+    ///   round; then their codes.
+    ///
+    /// A single zero for the bits of floats.
+    pub tables: Vec<f32>,
+    /// Entries of a phase.
     pub length: usize,
-    /// Scale codes from the lowest place to that of 1.
-    pub below: usize,
-    /// Between magnitude codes `m - 1` and `m` at `m`; the first is above and the last below every magnitude.
-    pub midpoints: Vec<f32>,
-    /// The scale of every scale code but the last, in units of the base.
-    pub scales: Vec<f32>,
 }
 
 impl Search {
-    /// For the `k` of a `q8` matrix. `None` for one that no encoder chooses, with cells too narrow.
-    pub fn q8(k: f64) -> Option<Self> {
-        Bins::new(&crate::projective_table(k, 128)).map(Bins::into_search)
+    /// For a matrix with these largest magnitudes in its rows, and rows of it that are sampled as
+    /// [`sample_rows`](crate::sample_rows) samples [`SAMPLE`] weights, if they are asked for. `None` where only the host
+    /// encodes: weights that are no numbers, too large for the format or all too close to zero, an empty matrix, and codes of
+    /// several planes, which are searched in f64.
+    pub fn new(
+        format: Format,
+        [rows, cols]: [usize; 2],
+        row_largest: &[f32],
+        sample: impl FnOnce() -> Vec<f32>,
+    ) -> Option<Self> {
+        // By bits: those of infinity and NaN are above those of every number.
+        let largest = f32::from_bits(row_largest.iter().map(|row| row.to_bits()).max().unwrap_or(0));
+        if rows * cols == 0 || !largest.is_finite() {
+            return None;
+        }
+        let is_small = |magnitude: f32, least: f32| magnitude > 0.0 && magnitude < least;
+        let header = |base, k| Header { format, rows, cols, base, k };
+        let (header, bases, tables, length) = match format.law() {
+            Law::Raw if raw::is_in_range(format, largest) => (header(1.0, 0.0), vec![1.0], vec![0.0], 0),
+            Law::Shaped if !row_largest.iter().any(|&row| is_small(row, LEAST_OF_ROW)) => {
+                let bases = row_largest.iter().map(|&row| shaped::base_for(row)).collect();
+                (header(1.0, 0.0), bases, shaped::search_tables(format), 0)
+            }
+            Law::Projective | Law::Logarithmic | Law::Linear if !is_small(largest, LEAST) => {
+                let base = base_for(largest);
+                let sample = if format.law() == Law::Linear { Vec::new() } else { sample() };
+                let header = header(base, signed::best_k(format, &sample, cols, base));
+                let scales = (0..=ZERO_GROUP).map(|code| if code < ZERO_GROUP { relative_scale(code) } else { 0.0 });
+                let mut tables: Vec<f32> = scales.collect();
+                let length = signed::search_tables(&header, &mut tables)?;
+                (header, vec![if base > 0.0 { base } else { 1.0 }], tables, length)
+            }
+            _ => return None,
+        };
+        Some(Self { header, bases, tables, length })
     }
 }

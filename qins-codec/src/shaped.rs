@@ -13,6 +13,7 @@ use crate::{
     magnitude::largest_magnitude,
     pack::pack,
     scale::{self, SCALE_STEPS},
+    search,
 };
 use rayon::prelude::*;
 
@@ -103,7 +104,7 @@ pub(crate) fn relative_scale(header: u8) -> f32 {
 /// The base of a row: the power of two at which scale code 0 puts the largest table entry a quarter octave or more above
 /// `largest`. Any base decodes; with powers of two all rows share one grid of scales, and encoding decoded weights anew
 /// finds the same groups.
-fn base_for(largest: f32) -> f32 {
+pub(crate) fn base_for(largest: f32) -> f32 {
     let covering = f64::from(largest) * 2f64.powf(1.0 / STEPS as f64) / f64::from(LARGEST);
     let bits = (covering as f32).to_bits();
     let exponent = (bits >> 23) + u32::from(bits & 0x7F_FFFF != 0);
@@ -194,7 +195,7 @@ impl Entries {
         // Where an f32 of this size has steps of 1: the sum rounds.
         const ROUND: f32 = 8_388_608.0;
         const LAST: f32 = (HALF_STEPS - 1) as f32;
-        let inside = x * 2.0 + (HALF_STEPS / 2) as f32 - 0.5;
+        let inside = x * 2.0 + (HALF_STEPS as f32 / 2.0 - 0.5);
         let inside = if inside > 0.0 { inside } else { 0.0 };
         let inside = if inside < LAST { inside } else { LAST };
         (inside + ROUND).to_bits() % HALF_STEPS as u32
@@ -209,6 +210,16 @@ impl Entries {
             sums[lane] += difference * difference;
         }
     }
+}
+
+/// What an encoder outside the host's memory needs, as `search.rs` describes it.
+pub(crate) fn search_tables(format: Format) -> Vec<f32> {
+    let Encoder { scales, entries, .. } = Encoder::new(format, SEARCH);
+    let mut tables = scales.to_vec();
+    tables.resize(search::SCALES, 0.0);
+    tables.extend(entries.values.as_flattened());
+    tables.extend(entries.codes.as_flattened().iter().map(|&code| f32::from(code)));
+    tables
 }
 
 pub(crate) struct Encoder {
@@ -240,9 +251,12 @@ impl Encoder {
     /// The header byte of a group, and its squared error in units of the base.
     #[inline(always)]
     fn best_header(&self, group: &Group, tried: &mut [Tried; MOST_TRIED]) -> (u8, f32) {
-        let (x, [below, above]) = (&group.x, self.search.reach);
+        let (x, [below, above], largest) = (&group.x, self.search.reach, group.largest_place());
+        if largest < NOTHING {
+            return (header_byte(false, ZERO_GROUP, 0), group.squares());
+        }
         // The scale at which the largest weight meets the end of a table, in units of the base; and those near it.
-        let start = (END - group.largest_place()) >> PLACES.ilog2();
+        let start = (END - largest) >> PLACES.ilog2();
         let last = i32::from(ZERO_GROUP) - 1;
         let (mut least, mut chosen) = ([f32::INFINITY; LANES], [0f32; LANES]);
         let [lowest, highest] = [start - below, start + above].map(|code| code.clamp(0, last));
@@ -298,6 +312,9 @@ const PLACES: i32 = place(2.0) / STEPS as i32;
 
 /// The place of [`LARGEST`].
 const END: i32 = place(LARGEST);
+
+/// The place of half a step at the least scale, 2^-8.5: below it no entry is nearer than zero.
+const NOTHING: i32 = -17 * place(2.0) / 2;
 
 /// Weights of a group in units of the base, so that no square overflows or vanishes; zeros after the last.
 struct Group {

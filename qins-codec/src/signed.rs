@@ -158,6 +158,19 @@ impl Encoder {
     }
 }
 
+/// Adds what an encoder outside the host's memory needs after the scales (`search.rs`); gives the entries of a phase. `None` for
+/// constants that no encoder chooses.
+pub(crate) fn search_tables(header: &Header, tables: &mut Vec<f32>) -> Option<usize> {
+    match Encoder::new(header.format, header.base, header.k, REACH).cells {
+        Table::Bins(bins) => Some(bins.append_to(tables)),
+        Table::Moebius(moebius) => {
+            moebius.append_to(tables);
+            Some(0)
+        }
+        Table::Any(_) => None,
+    }
+}
+
 struct EncodeRow<'a> {
     encoder: &'a Encoder,
     row: &'a [f32],

@@ -1,6 +1,7 @@
 //! Kernels of a graphics device, plain and fused, against the scalar decoder; and what they take of the device's memory.
 
 use burn::{
+    module::Param,
     nn::{Linear, LinearConfig},
     tensor::{DType, Int, Tensor, TensorData, TensorPrimitive, backend::Backend, module::embedding},
 };
@@ -10,7 +11,7 @@ use proptest::prelude::*;
 use qins_backend::{
     BufferError, Policy, Qins, QinsTensor, allow_subgroups, check_buffers, limit_buffers, traffic, weight_bytes,
 };
-use qins_codec::{Encoded, Format, Slice, encode};
+use qins_codec::{EncodeError, Encoded, Format, Slice, encode};
 use qins_import::{Checkpoint, load_encoded};
 use qins_tests::{Random, has_gpu, write_model};
 use serde_json::json;
@@ -219,40 +220,97 @@ fn same_in_parts<B: Backend>(format: Format, rows: usize, cols: usize, part: usi
     same("gathered", &|tensor| tensor.dequantize().gather(0, elements.clone()).into_data());
 }
 
-/// Floats of the device, encoded there, against the host's encoder.
-fn encoded_there<B: Backend>(values: &[f32], rows: usize, cols: usize) {
-    let expected = encode(Format::Q8, &Slice::new(values, rows, cols)).unwrap();
+/// Floats of the device, encoded there, against the host's encoder: as rows, as a linear weight whose rows are its columns, and
+/// in parts of so many rows.
+fn encoded_there<B: Backend>(format: Format, values: &[f32], rows: usize, cols: usize, part: usize, dtype: DType) {
+    let floats = tensor::<B, 2>(values, [rows, cols]).cast(dtype);
+    // What the type holds of them.
+    let values: Vec<f32> = floats.clone().into_data().convert::<f32>().into_vec().unwrap();
+    let expected = encode(format, &Slice::new(&values, rows, cols)).unwrap();
+    // Of short rows, bases and scale codes take more than the codes.
+    let limit = limit_for(&expected, part).max(part * format.scale_bytes(cols).next_multiple_of(4));
     let before = traffic().encoded;
-    let found = tensor::<Qins<B>, 2>(values, [rows, cols]).quantize_dynamic(&Default::default());
-    let TensorPrimitive::QFloat(found) = found.into_primitive() else { panic!("quantized") };
-    let found = found.to_encoded().unwrap();
-    let zeros = values.iter().all(|&value| value == 0.0);
-    assert_eq!(traffic().encoded - before, u64::from(!zeros), "the host encoded {rows} x {cols}");
-    assert_eq!(found.header(), expected.header());
-    assert!(found.scales() == expected.scales(), "scale codes of {rows} x {cols}");
-    assert!(found.codes() == expected.codes(), "codes of {rows} x {cols}");
+    let across: Vec<f32> = (0..rows * cols).map(|i| values[i % rows * cols + i / rows]).collect();
+    let transposed = tensor::<B, 2>(&across, [cols, rows]).cast(dtype).transpose();
+    for floats in [floats, transposed] {
+        let primitive = floats.into_primitive().tensor();
+        let found = within(limit, || QinsTensor::<B>::encode(primitive, format)).unwrap();
+        assert!(found.largest_piece() <= limit);
+        let found = found.to_encoded().unwrap();
+        let case = format!("{rows} x {cols} in {format} of {dtype:?}");
+        assert_eq!(found.header(), expected.header(), "{case}");
+        let differ = |found: &[u8], expected: &[u8]| found.iter().zip(expected).filter(|(a, b)| a != b).count();
+        assert_eq!(differ(found.scales(), expected.scales()), 0, "scale codes of {case}");
+        assert_eq!(differ(found.codes(), expected.codes()), 0, "codes of {case}");
+    }
+    // Halves are read as whole words.
+    let is_searched_there = u64::from(format.planes() == 1 && (dtype == DType::F32 || values.len().is_multiple_of(2)));
+    assert_eq!(traffic().encoded - before, 2 * is_searched_there, "{rows} x {cols} in {format} of {dtype:?}");
+}
+
+/// Groups of zeros, of tiny weights beside large ones, and with one weight far beyond the others.
+fn uneven_weights(n: usize, random: &mut Random) -> Vec<f32> {
+    let mut values = random.weights(n, 0.02);
+    values.chunks_mut(37).step_by(11).for_each(|part| part.fill(0.0));
+    values.chunks_mut(41).step_by(7).for_each(|part| part.iter_mut().for_each(|w| *w *= 1e-6));
+    values.iter_mut().step_by(501).for_each(|w| *w *= 30.0);
+    values
 }
 
 /// Bit for bit, on a device that rounds each operation as processors do, as that of software does.
 #[test]
 fn a_device_encodes_as_the_host_does() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if has_gpu() {
-        let mut random = Random(4);
-        for (rows, cols) in [(1, 1), (3, 32), (7, 45), (64, 96), (130, 172), (300, 512)] {
-            let mut values = random.weights(rows * cols, 0.02);
-            // Groups of zeros, of tiny weights beside large ones, and with one weight far beyond the others.
-            values.chunks_mut(37).step_by(11).for_each(|part| part.fill(0.0));
-            values.chunks_mut(41).step_by(7).for_each(|part| part.iter_mut().for_each(|w| *w *= 1e-6));
-            values.iter_mut().step_by(501).for_each(|w| *w *= 30.0);
-            encoded_there::<Unfused>(&values, rows, cols);
-            encoded_there::<Wgpu>(&values, rows, cols);
+    if !has_gpu() {
+        return;
+    }
+    let mut random = Random(4);
+    for &format in Format::ALL {
+        for (rows, cols, part) in [(1, 1, 1), (3, 32, 3), (7, 45, 2), (64, 96, 64), (130, 172, 64)] {
+            let values = uneven_weights(rows * cols, &mut random);
+            encoded_there::<Unfused>(format, &values, rows, cols, part, DType::F32);
+            encoded_there::<Wgpu>(format, &values, rows, cols, part, DType::F32);
+            encoded_there::<Wgpu>(format, &values, rows, cols, part, DType::F16);
         }
-        encoded_there::<Wgpu>(&[0.0; 64], 2, 32);
-        encoded_there::<Wgpu>(&[f32::MAX, -f32::MAX, 1.0, -1e-40], 2, 2);
-        let not_finite = tensor::<Qins<Wgpu>, 1>(&[1.0, f32::NAN], [2]);
-        let quantize = AssertUnwindSafe(|| not_finite.quantize_dynamic(&Default::default()));
-        assert!(catch_unwind(quantize).is_err(), "a NaN was encoded");
+        encoded_there::<Wgpu>(format, &[0.0; 66], 2, 33, 2, DType::F32);
+        if !format.is_raw() {
+            encoded_there::<Wgpu>(format, &[f32::MAX, -3.3e38, 1.0, -1e-40], 2, 2, 2, DType::F32);
+        }
+        let not_finite = tensor::<Wgpu, 2>(&[1.0, 2.0, 3.0, f32::NAN], [2, 2]).into_primitive().tensor();
+        let error = QinsTensor::<Wgpu>::encode(not_finite, format).unwrap_err();
+        assert!(matches!(error, EncodeError::NotFinite { row: 1, col: 1, .. }), "{error}");
+    }
+    // More than the sample.
+    let values = uneven_weights(300 * 512, &mut random);
+    encoded_there::<Wgpu>(Format::Q8, &values, 300, 512, 300, DType::F32);
+    // Halves of every size, those below the normal ones too.
+    let values: Vec<f32> = (0..4096u32).map(|i| f32::from_bits((0x3200_0000 + i * 0x15_3333) | (i << 31))).collect();
+    let values: Vec<f32> = values.into_iter().filter(|value| value.abs() < 65000.0).collect();
+    encoded_there::<Unfused>(Format::F16, &values, 1, values.len(), 1, DType::F32);
+    encoded_there::<Unfused>(Format::Bf16, &values, 1, values.len(), 1, DType::F32);
+    let too_large = tensor::<Wgpu, 2>(&[1.0, 1e6], [1, 2]).into_primitive().tensor();
+    let error = QinsTensor::<Wgpu>::encode(too_large, Format::F16).unwrap_err();
+    assert!(matches!(error, EncodeError::OutOfRange { row: 0, col: 1, .. }), "{error}");
+}
+
+/// Modules and Burn's quantization are encoded where their weights lie.
+#[test]
+fn modules_are_encoded_on_their_device() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !has_gpu() {
+        return;
+    }
+    let values = uneven_weights(70 * 45, &mut Random(5));
+    let before = traffic().encoded;
+    let mut layer = LinearConfig::new(45, 70).with_bias(false).init::<Qins<Wgpu>>(&Default::default());
+    layer.weight = Param::from_tensor(tensor::<Qins<Wgpu>, 2>(&values, [70, 45]).transpose());
+    let coded = Policy::linear(Format::Q4).encode(layer).unwrap();
+    let quantized = tensor::<Qins<Wgpu>, 2>(&values, [70, 45]).quantize_dynamic(&Default::default());
+    assert_eq!(traffic().encoded - before, 2);
+    for (found, format) in [(coded.weight.val().transpose(), Format::Q4), (quantized, Format::Q8)] {
+        let TensorPrimitive::QFloat(found) = found.into_primitive() else { panic!("not coded") };
+        let (found, expected) = (found.to_encoded().unwrap(), encode(format, &Slice::new(&values, 70, 45)).unwrap());
+        assert!(found.codes() == expected.codes() && found.scales() == expected.scales(), "{format}");
     }
 }
 

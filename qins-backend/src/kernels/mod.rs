@@ -14,7 +14,7 @@ pub use cube::{Traffic, allow_subgroups, traffic};
 pub(crate) use portable::{decode_elements, map_rows, table_of, words_of};
 
 use crate::{
-    QinsTensor,
+    DeviceMemory, QinsTensor,
     kv::{Append, Attend, KvLayout},
     parts::{BufferError, largest_buffer as buffer_limit},
 };
@@ -50,6 +50,17 @@ pub(crate) fn largest_buffer<B: Backend>(device: &Device<B>) -> Option<usize> {
     let found = found.or_else(|| cube::largest_buffer::<burn_wgpu::WgpuRuntime, B>(device));
     #[cfg(feature = "cuda")]
     let found = found.or_else(|| cube::largest_buffer::<cubecl::cuda::CudaRuntime, B>(device));
+    let _ = device;
+    found
+}
+
+/// What a device holds, by its own account.
+pub(crate) fn memory<B: Backend>(device: &Device<B>) -> Option<DeviceMemory> {
+    let found: Option<DeviceMemory> = None;
+    #[cfg(feature = "wgpu")]
+    let found = found.or_else(|| cube::memory::<burn_wgpu::WgpuRuntime, B>(device));
+    #[cfg(feature = "cuda")]
+    let found = found.or_else(|| cube::memory::<cubecl::cuda::CudaRuntime, B>(device));
     let _ = device;
     found
 }

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 /// Byte `index` of packed words.
 #[cube]
-fn byte(words: &Array<u32>, index: usize) -> u32 {
+pub(super) fn byte(words: &Array<u32>, index: usize) -> u32 {
     (words[index / 4] >> (u32::cast_from(index % 4) * 8)) & 0xFF
 }
 
@@ -121,6 +121,7 @@ pub(super) fn value(
 ) -> f32 {
     match comptime!(layout.law) {
         Law::Table | Law::ChosenTable => tables[usize::cast_from(table | code(words, first, i, copies, layout))],
+        Law::Integers => (f32::cast_from(code(words, first, i, 1usize, layout) ^ 0x80) - 128.0) / 128.0,
         Law::Cells => centre(words, tables, first, i, plane_words, layout),
         Law::F16 => half(code(words, first, i, 1usize, layout)),
         Law::Bf16 => f32::reinterpret(code(words, first, i, 1usize, layout) << 16),

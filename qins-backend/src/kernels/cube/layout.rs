@@ -8,6 +8,8 @@ pub(super) enum Law {
     Table,
     /// An entry of the table that the scale code chooses.
     ChosenTable,
+    /// An integer in two's complement, of so many 128ths.
+    Integers,
     /// The centre of a cell of the projective law, in several planes.
     Cells,
     /// The bits of an IEEE half, without a scale.
@@ -41,6 +43,7 @@ impl Layout {
             Format::Bf16 => Law::Bf16,
             _ if format.planes() > 1 => Law::Cells,
             _ if format.base_bytes() > 0 => Law::ChosenTable,
+            Format::Lin8 => Law::Integers,
             _ => Law::Table,
         };
         let mut layout = Self {
@@ -77,7 +80,7 @@ impl Layout {
             Law::ChosenTable => 4 << self.bits,
             // `k` and the inverse of what the law is at the centre of the first cell of plane 1.
             Law::Cells => 2,
-            Law::F16 | Law::Bf16 => 0,
+            Law::Integers | Law::F16 | Law::Bf16 => 0,
         }
     }
 
@@ -88,7 +91,7 @@ impl Layout {
 
     /// Whether each code chooses an entry of tables that a cube has of its own.
     pub(super) fn looks_up(&self) -> bool {
-        self.shares_tables() && self.law != Law::Cells
+        self.shares_tables() && !matches!(self.law, Law::Cells | Law::Integers)
     }
 
     /// Whether the tables are small enough to be copied to a cube's own memory, of which WebGPU promises 16 KiB.

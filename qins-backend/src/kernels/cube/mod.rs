@@ -11,6 +11,7 @@ mod fused;
 mod layout;
 mod matvec;
 mod rows;
+mod search;
 mod tile;
 mod traffic;
 
@@ -18,7 +19,7 @@ pub(super) use attention::{append, attend, keeps, runs};
 pub(super) use encode::encode;
 pub use traffic::{Traffic, traffic};
 
-use crate::QinsTensor;
+use crate::{DeviceMemory, QinsTensor};
 use burn_backend::{
     Backend, DType, FloatDType, Shape, TensorData, TensorMetadata,
     tensor::{FloatTensor, IntTensor},
@@ -90,14 +91,23 @@ enum Kind {
     Decode,
     /// The largest magnitude of each row of floats, as bits.
     Largest,
-    /// Floats to codes and scale codes, by tables of a search.
-    Encode { length: usize, below: usize },
+    /// Bases and scale codes of some rows of floats, by tables of a search with phases of this length.
+    Scales { first_row: usize, length: usize },
+    /// Codes of some rows of floats.
+    Codes { first_row: usize, length: usize },
 }
 
 /// Bytes that a device of `R` binds in one piece.
 pub(super) fn largest_buffer<R: CubeRuntime, B: Backend>(device: &B::Device) -> Option<usize> {
     let device = (device as &dyn Any).downcast_ref::<R::Device>()?;
     Some(R::client(device).properties().memory.max_page_size.try_into().unwrap_or(usize::MAX))
+}
+
+/// What a device of `R` holds.
+pub(super) fn memory<R: CubeRuntime, B: Backend>(device: &B::Device) -> Option<DeviceMemory> {
+    let device = (device as &dyn Any).downcast_ref::<R::Device>()?;
+    let usage = R::client(device).memory_usage().ok()?;
+    Some(DeviceMemory { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved })
 }
 
 /// All functions are `None` unless `B` runs on `R`, and its kernels do what is asked.
@@ -145,6 +155,7 @@ fn tables(decoder: &Decoder) -> Vec<f32> {
     let mut tables = match layout.law {
         Law::F16 | Law::Bf16 => return vec![0.0],
         Law::Cells => vec![k as f32, ((1.0 + k / 256.0) / (1.0 - 1.0 / 256.0)) as f32],
+        Law::Integers => Vec::new(),
         Law::Table | Law::ChosenTable => decoder.values().into_owned(),
     };
     tables.extend(decoder.scales());
@@ -203,10 +214,10 @@ impl Operation {
 
     /// `inputs`: what the operation is given, tables if it needs any, then codes and scale codes of each part.
     fn launch_all<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> CubeTensor<R> {
-        let inputs: Vec<CubeTensor<R>> = inputs.into_iter().map(into_contiguous).collect();
-        if matches!(self.kind, Kind::Largest | Kind::Encode { .. }) {
+        if matches!(self.kind, Kind::Largest | Kind::Scales { .. } | Kind::Codes { .. }) {
             return encode::run(self, inputs);
         }
+        let inputs: Vec<CubeTensor<R>> = inputs.into_iter().map(into_contiguous).collect();
         let [given, tables, parts @ ..] = inputs.as_slice() else { unreachable!("`on` gives as many") };
         let (client, device) = (tables.client.clone(), tables.device.clone());
         let out = empty_device_contiguous_dtype(client, device, self.shape.clone(), self.dtype);
@@ -283,7 +294,7 @@ impl Operation {
                     layout,
                     given_type,
                 ),
-                Kind::Largest | Kind::Encode { .. } => unreachable!("no operation on codes"),
+                Kind::Largest | Kind::Scales { .. } | Kind::Codes { .. } => unreachable!("no operation on codes"),
                 Kind::Rows | Kind::Decode => {
                     let selected = self.kind == Kind::Rows;
                     let n = if selected { n } else { rows };

@@ -11,8 +11,9 @@ use crate::{
     sampling::{self, SamplingArgs},
 };
 use anyhow::{Result, ensure};
-use burn::tensor::backend::Backend;
+use burn::{module::Module, tensor::backend::Backend};
 use phi35_model::{Generation, Phi3, StopReason, StopText, TextStream, Tokenizer, resume};
+use qins_backend::device_memory;
 use serde::Serialize;
 use several::{Prompt, Several};
 use std::{path::PathBuf, time::Instant};
@@ -68,6 +69,9 @@ struct Report {
     stop: &'static str,
     timings: Timings,
     peak_rss_bytes: Option<u64>,
+    /// Bytes taken from a graphics device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -197,8 +201,16 @@ impl Run for Task<'_> {
         };
         let stop = stop_name(stopped, tokens.stop_reason());
         self.long.keep(model, &tokens.into_prefix())?;
-        let report =
-            Report { prompt_ids: self.prompt_ids, ids, text, stop, timings, peak_rss_bytes: output::peak_rss_bytes() };
+        let device_bytes = model.devices().first().and_then(device_memory::<B>).map(|memory| memory.reserved);
+        let report = Report {
+            prompt_ids: self.prompt_ids,
+            ids,
+            text,
+            stop,
+            timings,
+            peak_rss_bytes: output::peak_rss_bytes(),
+            device_bytes,
+        };
         if self.json { output::json(&report) } else { Ok(()) }
     }
 }
