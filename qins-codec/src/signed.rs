@@ -61,7 +61,7 @@ fn code(format: Format, magnitude: u16, negative: bool) -> u16 {
     match (format.law(), negative) {
         (Law::Linear, false) => half - 1 - magnitude,
         (Law::Linear, true) => (half + 1 + magnitude) & (2 * half - 1),
-        _ => magnitude | u16::from(negative) * half,
+        _ => magnitude + u16::from(negative) * half,
     }
 }
 
