@@ -51,27 +51,15 @@ pub struct Threads {
     /// Threads [default: one a core]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// By what came before.
-    #[arg(skip)]
-    are_set: bool,
 }
 
 impl Threads {
     /// Takes so many for all that follows.
     pub fn set(&self) -> Result<()> {
-        Ok(self.builder().build_global()?)
-    }
-
-    /// The same where this thread alone gives work to the others: it is one of them, so that none is woken for its sake.
-    fn set_with_this(&self) -> Result<()> {
-        if self.are_set {
-            return Ok(());
+        match self.threads {
+            Some(threads) => Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?),
+            None => Ok(()),
         }
-        Ok(self.builder().use_current_thread().build_global()?)
-    }
-
-    fn builder(&self) -> rayon::ThreadPoolBuilder {
-        rayon::ThreadPoolBuilder::new().num_threads(self.threads.map_or(0, usize::from))
     }
 }
 
@@ -129,14 +117,14 @@ impl RunArgs {
             backend: backend.unwrap_or(self.backend),
             policy: PolicyArgs::of(format),
             depth: None,
-            threads: Threads { threads: None, are_set: true },
+            threads: Threads { threads: None },
             level: self.level,
         }
     }
 
     /// Loads a model and runs `task` on it.
     pub fn run<R: Run>(&self, weights: Weights<'_>, task: R) -> Result<R::Output> {
-        self.threads.set_with_this()?;
+        self.threads.set()?;
         if let Some(level) = self.level {
             level.set_current();
         }
