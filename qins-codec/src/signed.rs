@@ -29,19 +29,12 @@ fn half(format: Format) -> usize {
 
 /// `w/s` of every code; `constant` is `k`, or the octaves, or nothing.
 pub(crate) fn code_values(format: Format, constant: f64) -> Vec<f32> {
-    let half = half(format);
-    let table = magnitudes(format, constant);
-    let mut values = vec![0.0; 2 * half];
-    for negative in [false, true] {
-        for (m, &value) in (0..).zip(&table) {
-            values[usize::from(code(format, m, negative))] = if negative { -value } else { value };
-        }
-    }
     if format.law() == Law::Linear {
-        // The integer that has no positive counterpart, which encoders leave out; zero has one code.
-        values[half] = -1.0;
-        values[0] = 0.0;
+        return (0..=u8::MAX).map(|code| f32::from(code as i8) / 128.0).collect();
     }
+    let mut values = magnitudes(format, constant);
+    values.extend_from_within(..);
+    values[half(format)..].iter_mut().for_each(|value| *value = -*value);
     values
 }
 

@@ -195,8 +195,7 @@ impl Block for Shaped4 {
     const SCALED: bool = false;
 
     fn column(lane: usize) -> usize {
-        let (vector, half, lane) = (lane / 8, lane / 4 % 2, lane % 4);
-        16 * half + 4 * vector + lane
+        Bytes::column(lane)
     }
 
     #[inline(always)]
