@@ -114,7 +114,7 @@ fn peak(threads: usize) -> f64 {
     let (lanes, chains): (usize, fn()) = match Level::current() {
         // SAFETY: the level is this processor's, and has the instructions.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => (8, || unsafe { avx2() }),
+        Level::Avx2 | Level::Avx2Fixed => (8, || unsafe { avx2() }),
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => (16, || unsafe { avx512() }),

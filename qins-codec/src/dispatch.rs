@@ -27,6 +27,9 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same instructions; products of one input with `lin8` and `q4` are sums of integers, for which inputs are
+    /// rounded to 16-bit fixed point: to within 2^-15 of the largest of each 256 of them.
+    Avx2Fixed,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VBMI besides: since Ice Lake and Zen 4.
     Avx512,
     /// AArch64 with NEON.
@@ -39,7 +42,7 @@ const NOT_SET: u8 = u8::MAX;
 
 impl Level {
     /// Every level, slowest first.
-    pub const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Neon];
+    pub const ALL: [Level; 5] = [Level::Scalar, Level::Avx2, Level::Avx2Fixed, Level::Avx512, Level::Neon];
 
     /// Whether this processor has the instructions.
     pub fn is_supported(self) -> bool {
@@ -47,7 +50,7 @@ impl Level {
         match self {
             Level::Scalar => true,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => {
+            Level::Avx2 | Level::Avx2Fixed => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
             #[cfg(target_arch = "x86_64")]
@@ -95,6 +98,7 @@ impl Level {
         match self {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
+            Level::Avx2Fixed => "avx2-fixed",
             Level::Avx512 => "avx512",
             Level::Neon => "neon",
         }
@@ -125,7 +129,7 @@ impl Level {
 
             match self {
                 Level::Scalar | Level::Neon => {}
-                Level::Avx2 => {
+                Level::Avx2 | Level::Avx2Fixed => {
                     assert!(self.is_supported());
                     // SAFETY: `is_supported` has found every feature of `avx2`.
                     return unsafe { avx2(kernel) };

@@ -45,10 +45,11 @@ const PANEL_INPUTS: usize = 13;
 #[cfg(target_arch = "x86_64")]
 const WIDENED: f32 = (1 << 24) as f32;
 
-/// The scales of 8-bit integers so widened, which stand for so many 128ths. `None` if one would be subnormal.
+/// The scales of 8-bit integers, which stand for so many 128ths, where sums are so many times too large. `None` if one would
+/// be subnormal.
 #[cfg(target_arch = "x86_64")]
-fn widened_scales(scales: &[f32; 256]) -> Option<Box<[f32; 256]>> {
-    let smaller = scales.map(|scale| scale / (128.0 * WIDENED));
+fn scales_of_integers(scales: &[f32; 256], times: f32) -> Option<Box<[f32; 256]>> {
+    let smaller = scales.map(|scale| scale / (128.0 * times));
     let fits = smaller.iter().zip(scales).all(|(smaller, &scale)| smaller.is_normal() || scale == 0.0);
     fits.then(|| Box::new(smaller))
 }
@@ -69,7 +70,9 @@ impl<'a> Products<'a> {
             let inputs = x.chunks_exact(cols);
             match level {
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => avx2::prepare(matrix, inputs),
+                Level::Avx2Fixed if m == 1 => avx2::prepare_fixed(matrix, inputs),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 | Level::Avx2Fixed => avx2::prepare(matrix, inputs),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512 => avx512::prepare(matrix, inputs),
                 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
@@ -179,7 +182,7 @@ trait Block: Sync + Sized {
     /// The processor has the instructions of [`V`](Self::V).
     #[inline(always)]
     unsafe fn decode_part(&self, codes: &[u8], scales: &[u8]) -> Decoded<Self::V> {
-        let (codes, scales) = last_block::<Self>(codes, scales);
+        let (codes, scales) = last_block(codes, scales);
         // SAFETY: as the caller promises; the arrays hold a block.
         unsafe { self.decode(codes.as_ptr(), scales.as_ptr()) }
     }
@@ -220,12 +223,43 @@ impl<const M: usize> Inputs<M> {
     }
 }
 
-/// A block's way of decoding, a matrix and some inputs, of which there are `M` or fewer.
-struct Fused<'a, B, const M: usize> {
+/// How the products of a row are summed, a run of blocks at a time.
+trait Terms: Sync {
+    type V: Vector;
+    /// What is kept of a row.
+    type Sums: Copy;
+    /// Weights in a block.
+    const COLS: usize;
+    /// Bytes of their codes.
+    const CODE_BYTES: usize;
+    /// Their scale codes.
+    const SCALES: usize;
+    /// Bytes of the inputs that a block meets.
+    const INPUT_BYTES: usize;
+    /// Blocks that a run has, or a multiple, except at the end of a row.
+    const RUN: usize;
+
+    /// # Safety
+    /// The processor has the instructions of [`V`](Self::V), here and below.
+    unsafe fn zero() -> Self::Sums;
+
+    /// Adds the products of `count` blocks of a row, from block `first` on; what lies `ahead` of the codes is asked for.
+    ///
+    /// # Safety
+    /// There are `count` blocks of codes and of scale codes, and inputs of as many from `first` on.
+    unsafe fn add(&self, codes: &[u8], scales: &[u8], first: usize, count: usize, ahead: usize, sums: &mut Self::Sums);
+
+    /// Writes the sum for each input, times `base`.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn write(sums: &Self::Sums, base: f32, out: &mut [f32]);
+}
+
+/// A block's way of decoding and some inputs, of which there are `M` or fewer.
+struct Fused<B, const M: usize> {
     block: B,
-    matrix: Matrix<'a>,
     inputs: Inputs<M>,
-    count: usize,
 }
 
 /// A pass for the least power of two that covers the inputs; for more, a panel.
@@ -236,7 +270,7 @@ fn pass<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: ChunksExact<'_, f32>
         x: ChunksExact<'_, f32>,
     ) -> Box<dyn Pass + 'a> {
         let (count, cols) = (x.len(), matrix.header().cols);
-        Box::new(Fused::<B, M> { block, matrix, inputs: Inputs::new::<B>(x, cols), count })
+        Box::new(FewInputs { terms: Fused::<B, M> { block, inputs: Inputs::new::<B>(x, cols) }, matrix, count })
     }
     match x.len() {
         1 => of::<B, 1>(block, matrix, x),
@@ -247,7 +281,15 @@ fn pass<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: ChunksExact<'_, f32>
     }
 }
 
-impl<B: Block, const M: usize> Pass for Fused<'_, B, M> {
+/// Products that keep weights in registers.
+struct FewInputs<'a, T> {
+    terms: T,
+    matrix: Matrix<'a>,
+    /// Inputs.
+    count: usize,
+}
+
+impl<T: Terms> Pass for FewInputs<'_, T> {
     fn rows(&self) -> usize {
         ROWS
     }
@@ -257,62 +299,91 @@ impl<B: Block, const M: usize> Pass for Fused<'_, B, M> {
     }
 
     fn of_rows(&self, first: usize, out: &mut [f32], stride: usize) {
-        B::V::LEVEL.run(FewRows { fused: self, first, out, stride });
+        T::V::LEVEL.run(FewRows { of: self, first, out, stride });
     }
 }
 
-struct FewRows<'a, B, const M: usize> {
-    fused: &'a Fused<'a, B, M>,
+struct FewRows<'a, T> {
+    of: &'a FewInputs<'a, T>,
     first: usize,
     out: &'a mut [f32],
     stride: usize,
 }
 
-impl<B: Block, const M: usize> Kernel for FewRows<'_, B, M> {
+impl<T: Terms> Kernel for FewRows<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Fused { block, matrix, inputs, count } = self.fused;
+        let FewInputs { terms, matrix, count } = self.of;
         let Header { format, cols, .. } = *matrix.header();
         let rows = self.out.len().div_ceil(self.stride);
         let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
         let codes = &matrix.codes()[self.first * code_bytes..][..rows * code_bytes];
         let scales = &matrix.scales()[self.first * scale_bytes..][..rows * scale_bytes];
-        let whole = cols / B::COLS;
+        let whole = cols / T::COLS;
         // Whole rows, as the next of these columns lie.
         let ahead = code_bytes * (AHEAD / code_bytes.max(1)).max(1);
-        let piece = (PIECE / (M * B::COLS * size_of::<f32>())).max(1);
+        let piece = (PIECE / (T::INPUT_BYTES * T::RUN)).max(1) * T::RUN;
 
-        // SAFETY: `Level::run` has found the instructions of `B::V`, here and below.
-        let mut sums = [[unsafe { B::V::zero() }; M]; ROWS];
+        // SAFETY: `Level::run` has found the instructions of `T::V`, here and below.
+        let mut sums = [unsafe { T::zero() }; ROWS];
         let mut start = 0;
         while start < whole {
             let blocks = piece.min(whole - start);
             for (row, sums) in sums[..rows].iter_mut().enumerate() {
-                let codes = &codes[row * code_bytes + start * B::CODE_BYTES..][..blocks * B::CODE_BYTES];
-                let scales = &scales[row * scale_bytes + format.base_bytes() + start * B::SCALES..];
-                let scales = &scales[..blocks * B::SCALES];
-                // SAFETY: the slices hold `blocks`; the inputs have as many as cover all columns.
-                unsafe { add_blocks(block, codes, scales, inputs.block::<B>(start), blocks, ahead, sums) };
+                let codes = &codes[row * code_bytes + start * T::CODE_BYTES..][..blocks * T::CODE_BYTES];
+                let scales = &scales[row * scale_bytes + format.base_bytes() + start * T::SCALES..];
+                let scales = &scales[..blocks * T::SCALES];
+                // SAFETY: the slices hold `blocks`; there are inputs for all columns.
+                unsafe { terms.add(codes, scales, start, blocks, ahead, sums) };
             }
             start += blocks;
         }
-        if !cols.is_multiple_of(B::COLS) {
+        if !cols.is_multiple_of(T::COLS) {
             for (row, sums) in sums[..rows].iter_mut().enumerate() {
-                let codes = &codes[row * code_bytes..][..code_bytes][whole * B::CODE_BYTES..];
+                let codes = &codes[row * code_bytes..][..code_bytes][whole * T::CODE_BYTES..];
                 let scales = &scales[row * scale_bytes..][..scale_bytes];
-                let (codes, scales) = last_block::<B>(codes, &scales[format.base_bytes() + whole * B::SCALES..]);
-                // SAFETY: the arrays hold one block; the inputs have as many as cover all columns.
-                unsafe { add_blocks(block, &codes, &scales, inputs.block::<B>(whole), 1, 0, sums) };
+                let scales = &scales[format.base_bytes() + whole * T::SCALES..];
+                let (codes, scales) = last_block(codes, scales);
+                // SAFETY: the arrays hold one block; there are inputs for all columns.
+                unsafe { terms.add(&codes, &scales, whole, 1, 0, sums) };
             }
         }
         for (row, (out, sums)) in self.out.chunks_mut(self.stride).zip(&sums).enumerate() {
-            let base = matrix.base(self.first + row);
-            for (out, sums) in out[..*count].iter_mut().zip(sums) {
-                // SAFETY: as above.
-                *out = unsafe { sums.sum() } * base;
-            }
+            // SAFETY: as above.
+            unsafe { T::write(sums, matrix.base(self.first + row), &mut out[..*count]) };
+        }
+    }
+}
+
+impl<B: Block, const M: usize> Terms for Fused<B, M> {
+    type V = B::V;
+    type Sums = [B::V; M];
+    const COLS: usize = B::COLS;
+    const CODE_BYTES: usize = B::CODE_BYTES;
+    const SCALES: usize = B::SCALES;
+    const INPUT_BYTES: usize = M * B::COLS * size_of::<f32>();
+    const RUN: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> [B::V; M] {
+        // SAFETY: as the caller promises.
+        [unsafe { B::V::zero() }; M]
+    }
+
+    #[inline(always)]
+    unsafe fn add(&self, codes: &[u8], scales: &[u8], first: usize, count: usize, ahead: usize, sums: &mut [B::V; M]) {
+        let x = self.inputs.block::<B>(first);
+        // SAFETY: as the caller promises.
+        unsafe { add_blocks(&self.block, codes, scales, x, count, ahead, sums) };
+    }
+
+    #[inline(always)]
+    unsafe fn write(sums: &[B::V; M], base: f32, out: &mut [f32]) {
+        for (out, sum) in out.iter_mut().zip(sums) {
+            // SAFETY: as the caller promises.
+            *out = unsafe { sum.sum() } * base;
         }
     }
 }
@@ -326,11 +397,10 @@ const MOST_SCALES: usize = 4;
 
 /// The last codes and scale codes of a row with zeros after them, as a block has.
 #[inline(always)]
-fn last_block<B: Block>(codes: &[u8], scales: &[u8]) -> ([u8; MOST_BYTES], [u8; MOST_SCALES]) {
-    const { assert!(B::CODE_BYTES <= MOST_BYTES && B::SCALES <= MOST_SCALES) };
+fn last_block(codes: &[u8], scales: &[u8]) -> ([u8; MOST_BYTES], [u8; MOST_SCALES]) {
     let (mut last_codes, mut last_scales) = ([0; MOST_BYTES], [0; MOST_SCALES]);
-    last_codes[..B::CODE_BYTES].iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
-    last_scales[..B::SCALES].iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
+    last_codes.iter_mut().zip(codes).for_each(|(last, &byte)| *last = byte);
+    last_scales.iter_mut().zip(scales).for_each(|(last, &byte)| *last = byte);
     (last_codes, last_scales)
 }
 
@@ -439,7 +509,7 @@ mod tests {
             let found: Vec<_> = Format::ALL.iter().copied().filter(|&format| kernel(level, format)).collect();
             let expected = match level {
                 Level::Scalar => vec![],
-                Level::Avx2 | Level::Avx512 | Level::Neon => Format::ALL.to_vec(),
+                Level::Avx2 | Level::Avx2Fixed | Level::Avx512 | Level::Neon => Format::ALL.to_vec(),
             };
             assert_eq!(found, expected, "{level:?}");
         }

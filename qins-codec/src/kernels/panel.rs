@@ -71,7 +71,7 @@ impl<B: Block> Source for Blocks<'_, B> {
             unsafe { decode_block(&self.block, codes, scales, out) };
         }
         if !last.is_empty() {
-            let (codes, scales) = last_block::<B>(codes, scales);
+            let (codes, scales) = last_block(codes, scales);
             // SAFETY: the arrays hold one block.
             unsafe { decode_block(&self.block, codes.as_ptr(), scales.as_ptr(), &mut last[..B::COLS]) };
         }

@@ -6,14 +6,16 @@
 use super::{
     Block, Decoded, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_groups, of_whole},
-    panel, pass, widened_scales,
+    panel, pass, scales_of_integers,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
+use fixed::{Entries16, Integers8};
 use raw::{Brain, Bytes, Half, Integers, Linear};
 use shaped::{Shaped4, Shaped8, Shaped16, Shaped64};
 use signed::{SignMagnitude, SignMagnitude12};
 use std::{arch::x86_64::*, slice::ChunksExact};
 
+mod fixed;
 mod raw;
 mod shaped;
 mod signed;
@@ -37,6 +39,19 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option
         Format::Bf16 => pass(Brain, matrix, x),
         Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m256>(matrix, &x),
     })
+}
+
+/// The same for one input, in fixed point where that is faster.
+pub(super) fn prepare_fixed<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
+    let scales = matrix.decoder().scales();
+    match matrix.header().format {
+        Format::Lin8 => match Integers8::new(scales) {
+            Some(block) => Some(fixed::pass(block, matrix, x)),
+            None => prepare(matrix, x),
+        },
+        Format::Q4 => Some(fixed::pass(Entries16::new(scales), matrix, x)),
+        _ => prepare(matrix, x),
+    }
 }
 
 /// Rows of keys and values.

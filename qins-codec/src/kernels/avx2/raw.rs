@@ -142,7 +142,7 @@ pub(super) struct Integers {
 impl Integers {
     /// `None` if a scale is too small. Needs AVX2.
     pub(super) fn new(scales: &[f32; 256]) -> Option<Self> {
-        Some(Self { bytes: Bytes::new(), scales: widened_scales(scales)? })
+        Some(Self { bytes: Bytes::new(), scales: scales_of_integers(scales, WIDENED)? })
     }
 }
 

@@ -4,9 +4,9 @@
 //! neighbouring weights, so that whatever the group, the scales are the same in all vectors.
 
 use super::{
-    AT_ONCE, Block, Decoded, Pass, VECTORS, Vector,
+    AT_ONCE, Block, Decoded, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_whole},
-    avx2, panel, pass, widened_scales,
+    avx2, panel, pass, scales_of_integers,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
 use raw::{Brain, Half, Integers, Linear};

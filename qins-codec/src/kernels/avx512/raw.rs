@@ -134,7 +134,7 @@ impl Integers {
             // SAFETY: kernels are prepared only where there are the instructions of the level.
             unsafe { load(&std::array::from_fn(byte)) }
         });
-        Some(Self { upper: std::hint::black_box(upper), scales: widened_scales(scales)? })
+        Some(Self { upper: std::hint::black_box(upper), scales: scales_of_integers(scales, WIDENED)? })
     }
 }
 
