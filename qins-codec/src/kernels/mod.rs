@@ -99,6 +99,10 @@ impl<'a> Products<'a> {
 
     /// The products of the rows `first` and up, `[rows, stride]`, to zeros.
     pub(crate) fn of_rows(&self, first: usize, out: &mut [f32]) {
+        if let [pass] = &self.passes[..] {
+            return pass.of_rows(first, out, self.stride);
+        }
+        // While the codes of the rows are in a cache.
         for (i, out) in out.chunks_mut(self.rows * self.stride).enumerate() {
             let mut start = 0;
             for pass in &self.passes {
@@ -111,13 +115,13 @@ impl<'a> Products<'a> {
 
 /// Some of the inputs.
 trait Pass: Sync {
-    /// Most rows at once.
+    /// Rows that are computed together.
     fn rows(&self) -> usize;
 
     /// Values that a row's products take.
     fn stride(&self) -> usize;
 
-    /// Products with at most [`rows`](Self::rows) rows, those of one row `stride` after those of the one before.
+    /// The products of the rows `first` and up, to zeros, those of one row `stride` after those of the one before.
     fn of_rows(&self, first: usize, out: &mut [f32], stride: usize);
 }
 
@@ -315,12 +319,22 @@ impl<T: Terms> Kernel for FewRows<'_, T> {
 
     #[inline(always)]
     fn run(self) {
-        let FewInputs { terms, matrix, count } = self.of;
+        for (i, out) in self.out.chunks_mut(ROWS * self.stride).enumerate() {
+            self.of.together(self.first + i * ROWS, out, self.stride);
+        }
+    }
+}
+
+impl<T: Terms> FewInputs<'_, T> {
+    /// The products of [`ROWS`] rows or fewer, run at the level of `T`.
+    #[inline(always)]
+    fn together(&self, first: usize, out: &mut [f32], stride: usize) {
+        let FewInputs { terms, matrix, count } = self;
         let Header { format, cols, .. } = *matrix.header();
-        let rows = self.out.len().div_ceil(self.stride);
+        let rows = out.len().div_ceil(stride);
         let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
-        let codes = &matrix.codes()[self.first * code_bytes..][..rows * code_bytes];
-        let scales = &matrix.scales()[self.first * scale_bytes..][..rows * scale_bytes];
+        let codes = &matrix.codes()[first * code_bytes..][..rows * code_bytes];
+        let scales = &matrix.scales()[first * scale_bytes..][..rows * scale_bytes];
         let whole = cols / T::COLS;
         // Whole rows, as the next of these columns lie.
         let ahead = code_bytes * (AHEAD / code_bytes.max(1)).max(1);
@@ -350,9 +364,9 @@ impl<T: Terms> Kernel for FewRows<'_, T> {
                 unsafe { terms.add(&codes, &scales, whole, 1, 0, sums) };
             }
         }
-        for (row, (out, sums)) in self.out.chunks_mut(self.stride).zip(&sums).enumerate() {
+        for (row, (out, sums)) in out.chunks_mut(stride).zip(&sums).enumerate() {
             // SAFETY: as above.
-            unsafe { T::write(sums, matrix.base(self.first + row), &mut out[..*count]) };
+            unsafe { T::write(sums, matrix.base(first + row), &mut out[..*count]) };
         }
     }
 }

@@ -207,30 +207,39 @@ impl<S: Source> Kernel for Panel<'_, S> {
 
     #[inline(always)]
     fn run(self) {
-        let Panels { source, cols, inputs } = self.panels;
-        let stride = self.stride;
-        let rows = self.out.len().div_ceil(stride);
         let mut weights = vec![0f32; PANEL_ROWS * COLS];
+        for (i, out) in self.out.chunks_mut(PANEL_ROWS * self.stride).enumerate() {
+            self.panels.together(self.first + i * PANEL_ROWS, out, self.stride, &mut weights);
+        }
+    }
+}
+
+impl<S: Source> Panels<S> {
+    /// The products of [`PANEL_ROWS`] rows or fewer, run at the level of `S`, by way of these `weights`.
+    #[inline(always)]
+    fn together(&self, first: usize, out: &mut [f32], stride: usize, weights: &mut [f32]) {
+        let Panels { source, cols, inputs } = self;
+        let rows = out.len().div_ceil(stride);
         for (piece, start) in (0..*cols).step_by(COLS).enumerate() {
             let count = COLS.min(cols - start).next_multiple_of(S::UNIT);
             for (row, weights) in weights.chunks_exact_mut(COLS).take(rows).enumerate() {
                 // SAFETY: `Level::run` has found the instructions.
-                unsafe { source.decode(self.first + row, start, &mut weights[..count]) };
+                unsafe { source.decode(first + row, start, &mut weights[..count]) };
             }
             let mut vector = 0;
             while vector < inputs.vectors {
                 let x = inputs.piece::<S::V>(piece, vector);
-                let out = &mut self.out[vector * S::V::LANES..];
+                let out = &mut out[vector * S::V::LANES..];
                 vector += match (inputs.vectors - vector, S::V::SUMS) {
-                    (1, 24..) => tiles::<S::V, 24, 1>(&weights, x, count, out, stride),
-                    (1, _) => tiles::<S::V, 12, 1>(&weights, x, count, out, stride),
-                    (_, 24..) => tiles::<S::V, 12, 2>(&weights, x, count, out, stride),
-                    (_, _) => tiles::<S::V, 6, 2>(&weights, x, count, out, stride),
+                    (1, 24..) => tiles::<S::V, 24, 1>(weights, x, count, out, stride),
+                    (1, _) => tiles::<S::V, 12, 1>(weights, x, count, out, stride),
+                    (_, 24..) => tiles::<S::V, 12, 2>(weights, x, count, out, stride),
+                    (_, _) => tiles::<S::V, 6, 2>(weights, x, count, out, stride),
                 };
             }
         }
-        for (row, out) in self.out.chunks_mut(stride).enumerate() {
-            let base = source.base(self.first + row);
+        for (row, out) in out.chunks_mut(stride).enumerate() {
+            let base = source.base(first + row);
             out[..inputs.vectors * S::V::LANES].iter_mut().for_each(|out| *out *= base);
         }
     }

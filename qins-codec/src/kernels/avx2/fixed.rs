@@ -27,10 +27,13 @@ pub(super) trait Integral: Sync {
     const CODE_BYTES: usize;
     const SCALES: usize;
     /// What is added to all weights, so that none is negative.
-    const OFFSET: i32;
+    const OFFSET: i16;
 
-    /// The column of the block whose weight is in a lane, counted through both vectors.
-    fn column(lane: usize) -> usize;
+    /// Puts the columns of a block in the order of [`decode`](Self::decode).
+    ///
+    /// # Safety
+    /// Needs AVX2.
+    unsafe fn arrange(columns: [__m256i; 2]) -> [__m256i; 2];
 
     /// Integers of 16 bits, and what they are multiplied by: two lanes of integers make one, the same of both vectors.
     ///
@@ -41,11 +44,11 @@ pub(super) trait Integral: Sync {
 
 /// Inputs of a block, in the order in which it is decoded.
 #[derive(Clone, Copy)]
-#[repr(C, align(32))]
 struct Inputs {
-    x: [[i16; 16]; 2],
-    /// What [`OFFSET`](Integral::OFFSET) adds to the sums of lanes, to be taken off.
-    offset: [i32; 8],
+    /// 16-bit integers.
+    x: [__m256i; 2],
+    /// What [`OFFSET`](Integral::OFFSET) adds to sums of four products, to be taken off.
+    offset: __m256i,
 }
 
 /// A block's way of decoding and one input.
@@ -63,9 +66,11 @@ pub(super) fn pass<'a, B: Integral + 'a>(
     mut x: ChunksExact<'_, f32>,
 ) -> Box<dyn Pass + 'a> {
     let x = x.next().expect("one input");
+    // SAFETY: kernels are prepared only where there is AVX2.
+    let zero = unsafe { _mm256_setzero_si256() };
     let mut terms = Fixed {
         block,
-        inputs: vec![Inputs { x: [[0; 16]; 2], offset: [0; 8] }; x.len().div_ceil(COLS)],
+        inputs: vec![Inputs { x: [zero; 2], offset: zero }; x.len().div_ceil(COLS)],
         units: vec![0.0; x.len().div_ceil(COLS * RUN)],
     };
     Level::Avx2.run(Round { x, inputs: &mut terms.inputs, units: &mut terms.units, block: PhantomData::<B> });
@@ -87,7 +92,6 @@ impl<B: Integral> Kernel for Round<'_, B> {
     fn run(self) {
         const COLS_OF_RUN: usize = COLS * RUN;
         const SIGN: u32 = 1 << 31;
-        let columns: [usize; COLS] = std::array::from_fn(B::column);
         for ((x, inputs), unit) in self.x.chunks(COLS_OF_RUN).zip(self.inputs.chunks_mut(RUN)).zip(self.units) {
             let mut padded = [0.0; COLS_OF_RUN];
             padded[..x.len()].copy_from_slice(x);
@@ -107,15 +111,23 @@ impl<B: Integral> Kernel for Round<'_, B> {
                 *rounded = ((x * inverse).min(f32::from(i16::MAX)) + SHIFT).to_bits() as i16;
             }
             for (input, rounded) in inputs.iter_mut().zip(rounded.as_chunks::<COLS>().0) {
-                for (x, columns) in input.x.iter_mut().zip(columns.as_chunks::<16>().0) {
-                    *x = columns.map(|column| rounded[column % COLS]);
-                }
-                if B::OFFSET != 0 {
-                    let sum = |x: &[i16; 16], lane: usize| i32::from(x[2 * lane]) + i32::from(x[2 * lane + 1]);
-                    let [first, second] = &input.x;
-                    input.offset = std::array::from_fn(|lane| -B::OFFSET * (sum(first, lane) + sum(second, lane)));
-                }
+                // SAFETY: this runs at a level with AVX2; the array holds two vectors.
+                *input = unsafe { Inputs::of::<B>([0, 16].map(|i| _mm256_loadu_si256(rounded[i..].as_ptr().cast()))) };
             }
+        }
+    }
+}
+
+impl Inputs {
+    /// # Safety
+    /// Needs AVX2.
+    #[inline(always)]
+    unsafe fn of<B: Integral>(columns: [__m256i; 2]) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let x = B::arrange(columns);
+            let offset = x.map(|x| _mm256_madd_epi16(x, _mm256_set1_epi16(-B::OFFSET)));
+            Self { x, offset: _mm256_add_epi32(offset[0], offset[1]) }
         }
     }
 }
@@ -181,13 +193,13 @@ impl<B: Integral> Fixed<B> {
     /// As for [`Integral::decode`].
     #[inline(always)]
     unsafe fn block_after(&self, codes: *const u8, scales: *const u8, inputs: &Inputs, sum: __m256) -> __m256 {
-        // SAFETY: as the caller promises; inputs are aligned.
+        // SAFETY: as the caller promises.
         unsafe {
             let (weights, scale) = self.block.decode(codes, scales);
-            let [a, b] = [0, 1].map(|i| _mm256_madd_epi16(weights[i], _mm256_load_si256(inputs.x[i].as_ptr().cast())));
+            let [a, b] = [0, 1].map(|i| _mm256_madd_epi16(weights[i], inputs.x[i]));
             let mut products = _mm256_add_epi32(a, b);
             if B::OFFSET != 0 {
-                products = _mm256_add_epi32(products, _mm256_load_si256(inputs.offset.as_ptr().cast()));
+                products = _mm256_add_epi32(products, inputs.offset);
             }
             _mm256_cvtepi32_ps(products).mul_add(scale, sum)
         }
@@ -209,10 +221,11 @@ impl Integers8 {
 impl Integral for Integers8 {
     const CODE_BYTES: usize = 32;
     const SCALES: usize = 1;
-    const OFFSET: i32 = 0;
+    const OFFSET: i16 = 0;
 
-    fn column(lane: usize) -> usize {
-        lane
+    #[inline(always)]
+    unsafe fn arrange(columns: [__m256i; 2]) -> [__m256i; 2] {
+        columns
     }
 
     #[inline(always)]
@@ -239,7 +252,7 @@ impl Entries16 {
     pub(super) fn new(scales: &[f32; 256]) -> Self {
         let tables = shaped::tables(Format::Q4).map(|table| {
             let table: [i8; 16] = table.try_into().expect("16 entries");
-            table.map(|entry| (i32::from(entry) + Self::OFFSET) as u8)
+            table.map(|entry| (i16::from(entry) + Self::OFFSET) as u8)
         });
         assert!(tables.iter().all(|table| table[0] == 0));
         let group = |code: usize| Group16 { entries: tables[code % 4], scale: [scales[code] / ONE; 4] };
@@ -251,11 +264,18 @@ impl Integral for Entries16 {
     const CODE_BYTES: usize = 16;
     const SCALES: usize = 2;
     /// Makes the first entry of each table, its lowest, 0.
-    const OFFSET: i32 = 127;
+    const OFFSET: i16 = 127;
 
-    /// Codes with an even column, then those with an odd one.
-    fn column(lane: usize) -> usize {
-        2 * (lane % 16) + lane / 16
+    /// The even ones, then the odd ones.
+    #[inline(always)]
+    unsafe fn arrange(columns: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let even = columns.map(|columns| _mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(columns)));
+            let odd = columns.map(|columns| _mm256_srai_epi32::<16>(columns));
+            // Packing works on halves.
+            [even, odd].map(|[a, b]| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b)))
+        }
     }
 
     #[inline(always)]
