@@ -16,11 +16,9 @@ use cubecl::{
 };
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-/// Of a slab: half of what the second cache of an NVIDIA H100 or H200 holds (50 MB), so that it is read from there.
-const BYTES: usize = 24 << 20;
-
-/// Slabs have a multiple of so many rows: where so many results begin, even of 16 bits, CUDA binds them.
-const TOGETHER: usize = 256;
+/// Of a slab at most: it is read back from a large device's second cache (50 MB on an NVIDIA H100 or H200), and CubeCL's pools
+/// take no page of 128 MiB for it.
+const BYTES: usize = 16 << 20;
 
 /// How graphics devices compute products of more than 8 inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,7 +29,7 @@ pub enum Prompts {
     ByDevice,
     /// Tiles of weights are decoded into a cube's own memory and multiplied there in f32.
     Tiles,
-    /// Slabs of rows, at most 24 MiB at a time, are decoded to the inputs' type and multiplied by Burn's own product. Formats of
+    /// Slabs of rows, at most 16 MiB at a time, are decoded to the inputs' type and multiplied by Burn's own product. Formats of
     /// several planes take tiles, and so do parts of a weight whose columns of the result begin where a device binds nothing.
     Slabs,
 }
@@ -54,6 +52,11 @@ fn has_matrix_units<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> 
     client.properties().features.matmul.cmma.iter().any(|units| [units.a_type, units.b_type] == [factor; 2])
 }
 
+/// Bytes of which a binding begins at a multiple.
+fn alignment<R: CubeRuntime>(tensor: &CubeTensor<R>) -> usize {
+    tensor.client.properties().memory.alignment as usize
+}
+
 /// The same memory as a matrix.
 fn as_matrix<R: CubeRuntime>(tensor: &CubeTensor<R>, shape: [usize; 2], strides: [usize; 2]) -> CubeTensor<R> {
     CubeTensor { meta: Box::new(Metadata::new(shape, strides)), ..tensor.clone() }
@@ -70,7 +73,9 @@ impl<R: CubeRuntime> Slab<R> {
     pub(super) fn new(x: &CubeTensor<R>, layout: &Layout, [n, rows, cols]: [usize; 3]) -> Option<Self> {
         let way = PROMPTS.load(Relaxed);
         let by_device = way == Prompts::ByDevice as u8 && n > tile::INPUTS && has_matrix_units(&x.client, x.dtype);
-        let most = BYTES / (cols * x.dtype.size()) / TOGETHER * TOGETHER;
+        // Results of the next slab begin where the device binds them.
+        let together = tile::ROWS.max(alignment(x) / x.dtype.size());
+        let most = BYTES / (cols * x.dtype.size()) / together * together;
         if layout.planes > 1 || most == 0 || !(by_device || way == Prompts::Slabs as u8) {
             return None;
         }
@@ -84,11 +89,10 @@ impl<R: CubeRuntime> Slab<R> {
         let [all_rows, cols] = [part.header.rows, part.header.cols];
         let n = x.meta.num_elements() / cols;
         let size = out.dtype.size();
-        let alignment = out.client.properties().memory.alignment as usize;
         let slab_rows = self.floats.meta.shape()[0];
         let begins = |row: usize| (part.first_row + row) * size;
         let firsts = (0..part.rows).step_by(slab_rows);
-        if !firsts.clone().all(|row| begins(row).is_multiple_of(alignment)) {
+        if !firsts.clone().all(|row| begins(row).is_multiple_of(alignment(out))) {
             return false;
         }
         let x = as_matrix(x, [n, cols], [cols, 1]);
