@@ -1,4 +1,5 @@
-//! CubeCL devices: codes are decoded in registers, where they are multiplied. No float matrix is built.
+//! CubeCL devices: codes are decoded in registers, where they are multiplied, or for matrix units a slab of
+//! rows at a time. No float matrix is built.
 //!
 //! Plain (`CubeBackend<R, ..>`) and fused (`Fusion<CubeBackend<R, ..>>`) backends run the same kernels. A fused one gets
 //! them as custom operations on its stream, in order with what Burn fuses before and after. Of a matrix in parts, each part
