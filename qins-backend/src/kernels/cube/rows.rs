@@ -68,7 +68,7 @@ fn rows<F: Float, I: Int, N: Size>(
     coded: &Coded,
     out: &mut Array<Vector<F, N>>,
     first: usize,
-    n: usize,
+    count: usize,
     #[comptime] selected: bool,
     #[comptime] layout: Layout,
     #[define(F, I)] _dtypes: [StorageType; 2],
@@ -88,9 +88,9 @@ fn rows<F: Float, I: Int, N: Size>(
     let of = cube * CUBE_DIM_Y as usize + UNIT_POS_Y as usize;
     let mut row = first + of;
     let mut to = coded.first_row + of;
-    let mut is_own = of < n;
+    let mut is_own = of < count;
     if comptime!(selected) {
-        let index = min(usize::cast_from(indices[min(of, n - 1)]), coded.all_rows - 1);
+        let index = min(usize::cast_from(indices[min(of, count - 1)]), coded.all_rows - 1);
         is_own = is_own && index >= coded.first_row && index - coded.first_row < coded.rows;
         row = index - coded.first_row;
         to = of;
