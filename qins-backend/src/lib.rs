@@ -43,7 +43,7 @@ mod view;
 pub use backend::Qins;
 pub use bytes::BytesError;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub use kernels::{Traffic, allow_subgroups, traffic};
+pub use kernels::{Prompts, Traffic, allow_subgroups, prompts_by, traffic};
 pub use kv::DeviceKv;
 pub use linear::{QinsLinear, QinsLinearConfig, QinsLinearRecord};
 pub use parts::{BufferError, largest_buffer, limit_buffers};

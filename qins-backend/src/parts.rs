@@ -12,8 +12,9 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// Rows that parts are made of where they have more: what kernels take together.
-const TOGETHER: usize = 64;
+/// Rows that parts are made of where they have more: what kernels take together; and so many results, even in 16 bits, begin at
+/// what WebGPU promises to bind, a multiple of 256 bytes.
+const TOGETHER: usize = 128;
 
 static LIMIT: AtomicUsize = AtomicUsize::new(usize::MAX);
 

@@ -9,7 +9,8 @@ use burn_wgpu::{CubeBackend, Wgpu, WgpuRuntime};
 use cubecl::Runtime;
 use proptest::prelude::*;
 use qins_backend::{
-    BufferError, Policy, Qins, QinsTensor, allow_subgroups, check_buffers, limit_buffers, traffic, weight_bytes,
+    BufferError, Policy, Prompts, Qins, QinsTensor, allow_subgroups, check_buffers, limit_buffers, prompts_by, traffic,
+    weight_bytes,
 };
 use qins_codec::{EncodeError, Encoded, Format, Slice, encode};
 use qins_import::{Checkpoint, load_encoded};
@@ -329,6 +330,59 @@ fn sums_need_no_subgroups() {
     }
 }
 
+/// What `work` does while products of many inputs are computed in one way.
+fn by<T>(way: Prompts, work: impl FnOnce() -> T) -> T {
+    prompts_by(way);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    prompts_by(Prompts::ByDevice);
+    result.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// By tiles and by slabs, whichever the device would choose: whole rows and others, in one piece, in parts that begin where
+/// a device binds results, and in parts that do not.
+#[test]
+fn prompts_need_no_matrix_units() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if !has_gpu() {
+        return;
+    }
+    let both_ways = || {
+        for &format in Format::ALL {
+            products::<Unfused>(format, 70, 45, 9, 8);
+            products::<Wgpu>(format, 8, 96, 33, 6);
+            products::<Wgpu>(format, 131, 172, 12, 7);
+            products_in_parts::<Unfused>(format, 300, 96, 10, 8, 128);
+            products_in_parts::<Wgpu>(format, 70, 45, 9, 8, 33);
+        }
+    };
+    [Prompts::Tiles, Prompts::Slabs].into_iter().for_each(|way| by(way, both_ways));
+}
+
+/// One product of `x [m, in]` and its launches.
+fn prompt<B: Backend>(encoded: &Encoded, m: usize, way: Prompts) -> u64 {
+    let x = inputs(m, encoded.header().cols, &mut Random(13));
+    let weight = weight::<B>(encoded);
+    let before = traffic().launches;
+    let product = by(way, || tensor::<Qins<B>, 2>(&x, [m, encoded.header().cols]).matmul(weight).into_data());
+    assert_product(product, &x, encoded, 1e-6);
+    traffic().launches - before
+}
+
+/// Each slab is decoded and multiplied once; few inputs and several planes take none. Of rows so long some 200 make a slab.
+#[test]
+fn slabs_follow_each_other() {
+    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if has_gpu() {
+        let encoded = weights(Format::Q8, 300, 20004, &mut Random(12));
+        assert_eq!(prompt::<Unfused>(&encoded, 9, Prompts::Slabs), 4);
+        assert_eq!(prompt::<Wgpu>(&encoded, 9, Prompts::Slabs), 4);
+        assert_eq!(prompt::<Wgpu>(&encoded, 9, Prompts::Tiles), 1);
+        assert_eq!(prompt::<Wgpu>(&encoded, 8, Prompts::Slabs), 1);
+        let encoded = weights(Format::Fpins2, 30, 96, &mut Random(12));
+        assert_eq!(prompt::<Wgpu>(&encoded, 9, Prompts::Slabs), 1);
+    }
+}
+
 /// Parts of whole tiles and of a few rows, of rows that are whole units and of others.
 #[test]
 fn a_weight_beyond_the_limit_lies_in_parts() {
@@ -386,28 +440,30 @@ fn what_a_device_cannot_hold_is_named() {
 
 /// Bytes in use and bytes reserved on the device, by this thread.
 fn memory() -> [u64; 2] {
+    // A fused backend gives up what was dropped when it is used again.
+    tensor::<Wgpu, 1>(&[0.0], [1]).into_data();
     let usage = WgpuRuntime::client(&Default::default()).memory_usage().unwrap();
     [usage.bytes_in_use, usage.bytes_reserved]
 }
 
 /// A weight's codes are all that lies on the device: neither beside them nor for a moment, as reserved memory shows, are
-/// there its floats.
-fn no_floats<B: Backend>() {
+/// there its floats. Slabs are gone with their product.
+fn no_floats<B: Backend>(m: usize) {
     let (rows, cols) = (8192, 4096);
     let (codes, floats) = ((rows * cols) as u64, (rows * cols * 4) as u64);
     let mut random = Random(3);
     let some = weights(Format::Q8, 64, cols, &mut random);
     // The same rows over and over: encoding as many different ones takes longer and shows no more.
-    let (decoder, some_codes, some_scales) = some.into_parts();
+    let (decoder, some_codes, some_scales) = some.clone().into_parts();
     let header = qins_codec::Header { rows, ..*decoder.header() };
     let decoder = qins_codec::Decoder::new(header).unwrap();
     let encoded = Encoded::from_parts(decoder, some_codes.repeat(rows / 64), some_scales.repeat(rows / 64)).unwrap();
 
     let [in_use_before, reserved_before] = memory();
     let weight = weight::<B>(&encoded);
-    let x = inputs(1, cols, &mut random);
-    let product = tensor::<Qins<B>, 2>(&x, [1, cols]).matmul(weight.clone());
-    assert_product(product.clone().into_data(), &x, &encoded, 1e-6);
+    let x = inputs(m, cols, &mut random);
+    let product = tensor::<Qins<B>, 2>(&x, [m, cols]).matmul(weight.clone());
+    assert_product(product.clone().slice([0..m, rows - 64..rows]).into_data(), &x, &some, 1e-6);
     let [in_use, reserved] = memory();
     let (in_use, reserved) = (in_use - in_use_before, reserved - reserved_before);
     // Codes, scale codes, tables, input and output: what the kernel is given, and no more.
@@ -464,7 +520,9 @@ fn a_token_reads_each_code_once() {
 fn a_coded_weight_takes_no_more_of_the_device_than_its_codes() {
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if has_gpu() {
-        no_floats::<Unfused>();
-        no_floats::<Wgpu>();
+        no_floats::<Unfused>(1);
+        no_floats::<Wgpu>(1);
+        by(Prompts::Slabs, || no_floats::<Unfused>(9));
+        by(Prompts::Slabs, || no_floats::<Wgpu>(9));
     }
 }

@@ -10,7 +10,7 @@ mod host;
 mod portable;
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-pub use cube::{Traffic, allow_subgroups, traffic};
+pub use cube::{Prompts, Traffic, allow_subgroups, prompts_by, traffic};
 pub(crate) use portable::{decode_elements, map_rows, table_of, words_of};
 
 use crate::{

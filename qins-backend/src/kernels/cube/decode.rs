@@ -180,10 +180,12 @@ fn centre(
 /// An IEEE half, by arithmetic: not every device has the type.
 #[cube]
 pub(super) fn half(code: u32) -> f32 {
-    let (exponent, mantissa) = ((code >> 10) & 0x1F, code & 0x3FF);
-    let normal = f32::reinterpret(((exponent + 112) << 23) | (mantissa << 13));
-    let subnormal = f32::cast_from(mantissa) * comptime!(0.5f32.powi(24));
-    let beyond = f32::reinterpret((mantissa << 13) | 0x7F80_0000);
-    let magnitude = select(exponent == 0, subnormal, select(exponent == 0x1F, beyond, normal));
-    select(code > 0x7FFF, -magnitude, magnitude)
+    let bits = (code & 0x7FFF) << 13;
+    let normal = f32::reinterpret(bits + comptime!(112u32 << 23));
+    // Subnormal ones have no leading 1: it is taken away, exactly.
+    let subnormal = normal * 2.0 - comptime!(0.5f32.powi(14));
+    let beyond = f32::reinterpret(bits | 0x7F80_0000);
+    let finite = select(bits < comptime!(1u32 << 23), subnormal, normal);
+    let magnitude = select(bits < comptime!(31u32 << 23), finite, beyond);
+    f32::reinterpret(u32::reinterpret(magnitude) | ((code & 0x8000) << 16))
 }

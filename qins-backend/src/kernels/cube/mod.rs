@@ -1,4 +1,5 @@
-//! CubeCL devices: codes are decoded in registers, where they are multiplied. No float matrix is built.
+//! CubeCL devices: codes are decoded in registers, where they are multiplied, or for matrix units a slab of
+//! rows at a time. No float matrix is built.
 //!
 //! Plain (`CubeBackend<R, ..>`) and fused (`Fusion<CubeBackend<R, ..>>`) backends run the same kernels. A fused one gets
 //! them as custom operations on its stream, in order with what Burn fuses before and after. Of a matrix in parts, each part
@@ -12,11 +13,13 @@ mod layout;
 mod matvec;
 mod rows;
 mod search;
+mod slab;
 mod tile;
 mod traffic;
 
 pub(super) use attention::{append, attend, keeps, runs};
 pub(super) use encode::encode;
+pub use slab::{Prompts, prompts_by};
 pub use traffic::{Traffic, traffic};
 
 use crate::{DeviceMemory, QinsTensor};
@@ -32,6 +35,8 @@ use burn_fusion::FusionTensor;
 use cubecl::{CubeCount, CubeDim, client::ComputeClient, features::Plane};
 use layout::{CodedLaunch, Law, Layout};
 use qins_codec::{Decoder, Header};
+use rows::Which;
+use slab::Slab;
 use std::{
     any::{Any, TypeId},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -108,6 +113,28 @@ pub(super) fn memory<R: CubeRuntime, B: Backend>(device: &B::Device) -> Option<D
     let device = (device as &dyn Any).downcast_ref::<R::Device>()?;
     let usage = R::client(device).memory_usage().ok()?;
     Some(DeviceMemory { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved })
+}
+
+/// Rows of a matrix that lie together on a device: all, or those of one part.
+struct DevicePart<'a, R: CubeRuntime> {
+    codes: &'a CubeTensor<R>,
+    scales: &'a CubeTensor<R>,
+    tables: &'a CubeTensor<R>,
+    rows: usize,
+    /// Rows of the matrix before these.
+    first_row: usize,
+    /// Of the matrix.
+    header: &'a Header,
+}
+
+impl<R: CubeRuntime> DevicePart<'_, R> {
+    /// What kernels are given besides the codes.
+    fn coded(&self) -> CodedLaunch<R> {
+        let &Header { format, rows, cols, .. } = self.header;
+        let [scales, tables] = [self.scales, self.tables].map(|tensor| tensor.clone().into_array_arg());
+        let (row_words, scale_bytes) = (format.code_bytes(cols) / 4, format.scale_bytes(cols));
+        CodedLaunch::new(scales, tables, self.rows, self.first_row, rows, cols, row_words, scale_bytes)
+    }
 }
 
 /// All functions are `None` unless `B` runs on `R`, and its kernels do what is asked.
@@ -218,102 +245,75 @@ impl Operation {
             return encode::run(self, inputs);
         }
         let inputs: Vec<CubeTensor<R>> = inputs.into_iter().map(into_contiguous).collect();
-        let [given, tables, parts @ ..] = inputs.as_slice() else { unreachable!("`on` gives as many") };
-        let (client, device) = (tables.client.clone(), tables.device.clone());
-        let out = empty_device_contiguous_dtype(client, device, self.shape.clone(), self.dtype);
+        let [given, tables, words @ ..] = inputs.as_slice() else { unreachable!("`on` gives as many") };
+        let out =
+            empty_device_contiguous_dtype(tables.client.clone(), tables.device.clone(), self.shape.clone(), self.dtype);
+        let is_prompt = self.kind == Kind::Product && self.rows() > matvec::INPUTS;
+        let rows = self.parts.iter().copied().max().unwrap_or(0);
+        let slab = if is_prompt {
+            Slab::new(given, &Layout::new(&self.header), [self.rows(), rows, self.header.cols])
+        } else {
+            None
+        };
         let mut first_row = 0;
-        for (words, &rows) in parts.chunks_exact(2).zip(&self.parts) {
-            let Header { format, rows: all_rows, cols, .. } = self.header;
-            let coded = CodedLaunch::new(
-                words[1].clone().into_array_arg(),
-                tables.clone().into_array_arg(),
-                rows,
-                first_row,
-                all_rows,
-                cols,
-                format.code_bytes(cols) / 4,
-                format.scale_bytes(cols),
-            );
-            if self.kind == Kind::Product {
-                let bound = [given, &words[0], &words[1], tables, &out];
-                traffic::count(bound.map(|tensor| tensor.handle.size_in_used()));
+        for (words, &rows) in words.chunks_exact(2).zip(&self.parts) {
+            let part =
+                DevicePart { codes: &words[0], scales: &words[1], tables, rows, first_row, header: &self.header };
+            if !slab.as_ref().is_some_and(|slab| slab.multiply(given, &part, &out)) {
+                self.launch(given, &part, &out);
             }
-            self.launch(given.clone(), rows, words[0].clone(), coded, out.clone());
             first_row += rows;
         }
         out
     }
 
-    /// Of one part, of `rows` rows.
-    fn launch<R: CubeRuntime>(
-        &self,
-        given: CubeTensor<R>,
-        rows: usize,
-        codes: CubeTensor<R>,
-        coded: CodedLaunch<R>,
-        out: CubeTensor<R>,
-    ) {
+    fn launch<R: CubeRuntime>(&self, given: &CubeTensor<R>, part: &DevicePart<R>, out: &CubeTensor<R>) {
         let layout = Layout::new(&self.header);
-        let client = out.client.clone();
-        let n = self.rows();
+        let (client, n) = (&out.client, self.rows());
+        if self.kind == Kind::Product {
+            let bound = [given, part.codes, part.scales, part.tables, out];
+            traffic::count(bound.map(|tensor| tensor.handle.size_in_used()));
+        }
         let given_type = given.dtype.into();
-        let [given, codes, out] = [given, codes, out].map(CubeTensor::into_array_arg);
+        let [x, codes, to] = [given, part.codes, out].map(|tensor| tensor.clone().into_array_arg());
         // SAFETY: kernels read within the lengths that the header gives codes, scale codes and tables; columns, rows and inputs
-        // are below their numbers where they are read and where they are written, whatever indices say; and any code
-        // chooses an entry of its table.
+        // are below their numbers where they are read and where they are written; and any code chooses an entry of its table.
         unsafe {
             match self.kind {
                 Kind::Product if n <= matvec::INPUTS => {
                     let shared_bytes = client.properties().hardware.max_shared_memory_size;
-                    let shape = [rows, self.header.cols];
-                    let subgroup = subgroup(&client, |units| matvec::LANES.is_multiple_of(units));
+                    let shape = [part.rows, self.header.cols];
+                    let subgroup = subgroup(client, |units| matvec::LANES.is_multiple_of(units));
                     let division = matvec::Division::new(&layout, shape, n, subgroup, shared_bytes);
                     matvec::matvec::launch_unchecked(
-                        &client,
-                        CubeCount::Static(rows.div_ceil(division.rows()) as u32, 1, 1),
+                        client,
+                        CubeCount::Static(part.rows.div_ceil(division.rows()) as u32, 1, 1),
                         CubeDim::new_2d(matvec::LANES as u32, matvec::LINES as u32),
                         division.width,
-                        given,
+                        x,
                         codes,
-                        coded,
-                        out,
+                        part.coded(),
+                        to,
                         division,
                         layout,
                         given_type,
                     );
                 }
                 Kind::Product => tile::tile::launch_unchecked(
-                    &client,
-                    CubeCount::Static(rows.div_ceil(tile::ROWS) as u32, n.div_ceil(tile::INPUTS) as u32, 1),
+                    client,
+                    CubeCount::Static(part.rows.div_ceil(tile::ROWS) as u32, n.div_ceil(tile::INPUTS) as u32, 1),
                     CubeDim::new_2d(tile::UNITS[0] as u32, tile::UNITS[1] as u32),
-                    given,
+                    x,
                     codes,
-                    coded,
-                    out,
+                    part.coded(),
+                    to,
                     n,
                     layout,
                     given_type,
                 ),
+                Kind::Rows => rows::launch(Which::Selected(given), part, out),
+                Kind::Decode => rows::launch(Which::Range { first: 0, n: part.rows }, part, out),
                 Kind::Largest | Kind::Scales { .. } | Kind::Codes { .. } => unreachable!("no operation on codes"),
-                Kind::Rows | Kind::Decode => {
-                    let selected = self.kind == Kind::Rows;
-                    let n = if selected { n } else { rows };
-                    let cubes = (n * self.header.cols.div_ceil(layout.unit_codes())).div_ceil(rows::UNITS);
-                    let across = cubes.min(MAX_CUBES);
-                    rows::rows::launch_unchecked(
-                        &client,
-                        CubeCount::Static(across as u32, cubes.div_ceil(across) as u32, 1),
-                        CubeDim::new_1d(rows::UNITS as u32),
-                        given,
-                        codes,
-                        coded,
-                        out,
-                        n,
-                        selected,
-                        layout,
-                        [self.dtype.into(), given_type],
-                    );
-                }
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Products with many inputs, a prompt's: a tile of weights is decoded into a cube's own memory once for all inputs of the
-//! cube.
+//! Products with many inputs, a prompt's, without matrix units: a tile of weights is decoded into a cube's own memory once for all
+//! inputs of the cube.
 
 use super::{
     decode,

@@ -3,12 +3,13 @@
 use std::sync::Mutex;
 
 /// Launches of products on codes on graphics devices, and the bytes that they were given. Of each part of a weight there
-/// is one launch.
+/// is one launch, of each slab (see [`Prompts`](crate::Prompts)) one that decodes and one that multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Traffic {
     /// Launches of kernels.
     pub launches: u64,
-    /// Bytes of the buffers that were bound: codes, scale codes, tables, inputs and outputs, each time whole.
+    /// Bytes of the buffers that were bound: codes, scale codes, tables, inputs and outputs, each time whole; of slabs, what
+    /// they read and write.
     pub bytes: u64,
     /// Matrices that were encoded on a device.
     pub encoded: u64,

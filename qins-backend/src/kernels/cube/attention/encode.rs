@@ -1,7 +1,7 @@
 //! New keys and values to codes, by the operations of `qins_codec` (`kv/encoding.rs` there) in their order, so that codes are
 //! the same on a device that rounds each operation.
 
-use super::room::{LANES, Stored, codes_at, scale_at};
+use super::room::{LANES, Stored, row_at};
 use crate::kv::KvRows;
 use cubecl::prelude::*;
 use qins_codec::kv::{Encoding, HALF_STEP, LARGEST};
@@ -36,12 +36,10 @@ pub(super) fn encode<K: Float, V: Float>(
     let row = min(row, lanes * tokens - 1);
     let (lane, token) = (row / tokens, at + row % tokens);
     if CUBE_POS_Z == 0 {
-        let codes = codes_at(lanes, lane, token, stored, false);
-        let scale = scale_at(lanes, lane, token, stored, false);
+        let (codes, scale) = row_at(lanes, lane, token, stored, false);
         encode_row::<K>(keys, row, room, codes, scale, inside, &mut shared, comptime!(stored.keys));
     } else {
-        let codes = codes_at(lanes, lane, token, stored, true);
-        let scale = scale_at(lanes, lane, token, stored, true);
+        let (codes, scale) = row_at(lanes, lane, token, stored, true);
         encode_row::<V>(values, row, room, codes, scale, inside, &mut shared, comptime!(stored.values));
     }
 }

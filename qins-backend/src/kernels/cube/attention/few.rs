@@ -2,7 +2,7 @@
 //! head, and decoded in registers. Cubes take a span of tokens each, so that a long text fills a device of many; `merge.rs`
 //! puts together what they find.
 
-use super::room::{LANES, Room, Seen, Stored, codes_at, decode, first_seen, padding_of, scale_at, scale_of};
+use super::room::{LANES, Room, Seen, Stored, decode, first_seen, padding_of, row_at, scale_of};
 use cubecl::prelude::*;
 
 /// Queries of a head at most.
@@ -110,22 +110,7 @@ pub(super) fn few<F: Float>(
     let mut words = Array::<u32>::new(comptime!(AT_ONCE * key_words));
     let mut scales = Array::<f32>::new(AT_ONCE);
     for step in 0..steps {
-        #[unroll]
-        for t in 0..AT_ONCE {
-            // Tokens behind the last are read as the last, and hidden.
-            let token = first - room.before + min(step * STEP + t * SLOTS + slot, count - 1);
-            let codes = codes_at(room.lanes, lane, token, stored, false);
-            let scale = scale_at(room.lanes, lane, token, stored, false);
-            scales[t] = scale_of(&room.words, scale, comptime!(stored.keys));
-            #[unroll]
-            for i in 0..key_words {
-                let mut word = part + comptime!(i * LANES);
-                if comptime!(!stored.keys.whole()) {
-                    word = min(word, comptime!(stored.keys.words() - 1));
-                }
-                words[comptime!(t * key_words + i)] = room.words[codes + word];
-            }
-        }
+        read(room, lane, first, step, count, &mut words, &mut scales, stored, false);
         #[unroll]
         for t in 0..AT_ONCE {
             #[unroll]
@@ -196,21 +181,7 @@ pub(super) fn few<F: Float>(
     }
     let mut words = Array::<u32>::new(comptime!(AT_ONCE * value_words));
     for step in 0..steps {
-        #[unroll]
-        for t in 0..AT_ONCE {
-            let token = first - room.before + min(step * STEP + t * SLOTS + slot, count - 1);
-            let codes = codes_at(room.lanes, lane, token, stored, true);
-            let scale = scale_at(room.lanes, lane, token, stored, true);
-            scales[t] = scale_of(&room.words, scale, comptime!(stored.values));
-            #[unroll]
-            for i in 0..value_words {
-                let mut word = part + comptime!(i * LANES);
-                if comptime!(!stored.values.whole()) {
-                    word = min(word, comptime!(stored.values.words() - 1));
-                }
-                words[comptime!(t * value_words + i)] = room.words[codes + word];
-            }
-        }
+        read(room, lane, first, step, count, &mut words, &mut scales, stored, true);
         #[unroll]
         for t in 0..AT_ONCE {
             #[unroll]
@@ -272,6 +243,39 @@ pub(super) fn few<F: Float>(
             out[states + row * 2 + 1] = total;
         }
         sync_cube();
+    }
+}
+
+/// A unit's words and the scales of the tokens of one step, of keys or of values.
+#[cube]
+fn read(
+    room: &Room,
+    lane: usize,
+    first: usize,
+    step: usize,
+    count: usize,
+    words: &mut Array<u32>,
+    scales: &mut Array<f32>,
+    #[comptime] stored: Stored,
+    #[comptime] values: bool,
+) {
+    let (part, slot) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let rows = comptime!(if values { stored.values } else { stored.keys });
+    let row_words = comptime!(rows.words_a_lane());
+    #[unroll]
+    for t in 0..AT_ONCE {
+        // Tokens behind the last are read as the last, and hidden.
+        let token = first - room.before + min(step * STEP + t * SLOTS + slot, count - 1);
+        let (codes, scale) = row_at(room.lanes, lane, token, stored, values);
+        scales[t] = scale_of(&room.words, scale, rows);
+        #[unroll]
+        for i in 0..row_words {
+            let mut word = part + comptime!(i * LANES);
+            if comptime!(!rows.whole()) {
+                word = min(word, comptime!(rows.words() - 1));
+            }
+            words[comptime!(t * row_words + i)] = room.words[codes + word];
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::{
     few::HIDDEN,
-    room::{Room, Seen, Stored, codes_at, decode, first_seen, padding_of, scale_at, scale_of},
+    room::{Room, Seen, Stored, decode, first_seen, padding_of, row_at, scale_of},
 };
 use cubecl::prelude::*;
 
@@ -244,8 +244,9 @@ fn load(
     while i < comptime!(tile.keys() * rows.words()) {
         let (row, at) = (i / words, i % words);
         let token = min(first + row, len - 1) - room.before;
-        let word = room.words[codes_at(room.lanes, lane, token, stored, values) + at];
-        let scale = scale_of(&room.words, scale_at(room.lanes, lane, token, stored, values), rows);
+        let (codes, scale) = row_at(room.lanes, lane, token, stored, values);
+        let word = room.words[codes + at];
+        let scale = scale_of(&room.words, scale, rows);
         #[unroll]
         for j in 0..comptime!(rows.word_codes()) {
             let col = at * comptime!(rows.word_codes()) + j;

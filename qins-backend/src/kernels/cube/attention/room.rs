@@ -98,37 +98,21 @@ pub(super) fn padding_of(room: &Room, lane: usize, #[comptime] stored: Stored) -
     padding
 }
 
-/// Where a row's codes start: of keys, or of values behind them.
+/// Where a row's codes start, of keys or of values, and where its scale is, if it has one.
 #[cube]
-pub(super) fn codes_at(
+pub(super) fn row_at(
     lanes: usize,
     lane: usize,
     token: usize,
     #[comptime] stored: Stored,
     #[comptime] values: bool,
-) -> usize {
-    let (row, block) = (lane * BLOCK + token % BLOCK, token / BLOCK * lanes * BLOCK);
-    block * comptime!(row_words(stored.keys) + row_words(stored.values))
-        + lanes * comptime!(if values { BLOCK * row_words(stored.keys) } else { 0 })
-        + row * comptime!(if values { stored.values.words() } else { stored.keys.words() })
-}
-
-/// Where its scale is, if it has one.
-#[cube]
-pub(super) fn scale_at(
-    lanes: usize,
-    lane: usize,
-    token: usize,
-    #[comptime] stored: Stored,
-    #[comptime] values: bool,
-) -> usize {
-    let (row, block) = (lane * BLOCK + token % BLOCK, token / BLOCK * lanes * BLOCK);
-    block * comptime!(row_words(stored.keys) + row_words(stored.values))
-        + lanes
-            * comptime!(
-                BLOCK * if values { row_words(stored.keys) + stored.values.words() } else { stored.keys.words() }
-            )
-        + row
+) -> (usize, usize) {
+    let words = comptime!(if values { stored.values.words() } else { stored.keys.words() });
+    let block = token / BLOCK * comptime!(row_words(stored.keys) + row_words(stored.values));
+    let before = comptime!(if values { row_words(stored.keys) } else { 0 });
+    let first = (block + before) * lanes * BLOCK;
+    let row = lane * BLOCK + token % BLOCK;
+    (first + row * words, first + lanes * comptime!(BLOCK * words) + row)
 }
 
 /// Words of a row, its scale included.
