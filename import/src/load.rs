@@ -272,7 +272,7 @@ impl<B: Backend> Place<Qins<B>> for Container {
     }
 }
 
-fn run<B: Backend, M: Module<B>, P: Place<B>>(
+fn run<B: Backend, M: Module<B>, P: Place<B> + Sync>(
     module: M,
     source: &P,
     on_progress: impl FnMut(Progress<'_>),
@@ -375,7 +375,7 @@ struct Loader<'a, B, P, F> {
     backend: PhantomData<B>,
 }
 
-impl<B: Backend, P: Place<B>, F: FnMut(Progress<'_>)> ModuleMapper<B> for Loader<'_, B, P, F> {
+impl<B: Backend, P: Place<B> + Sync, F: FnMut(Progress<'_>)> ModuleMapper<B> for Loader<'_, B, P, F> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.enter(name, container_type);
     }
@@ -389,7 +389,10 @@ impl<B: Backend, P: Place<B>, F: FnMut(Progress<'_>)> ModuleMapper<B> for Loader
             return param;
         }
         let (name, _) = in_checkpoint(&self.path, Vec::new());
-        match self.source.place(&name, &self.path, &param.lazy_device()) {
+        let (source, path, device) = (self.source, &self.path, param.lazy_device());
+        // A weight stays: it takes what it needs from the device, and no share of a page for what comes and goes.
+        let place = |()| source.place(&name, path, &device);
+        match B::memory_persistent_allocations(&device, (), place) {
             Ok((tensor, bytes)) => {
                 (self.on_progress)(Progress { tensor: &name, bytes });
                 let id = param.id;

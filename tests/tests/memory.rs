@@ -4,13 +4,14 @@ use burn::{
     nn::{Linear, LinearConfig},
     tensor::{Distribution, Tensor, TensorPrimitive},
 };
+use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use burn_wgpu::Wgpu;
-use phi35_model::{Generation, Prefix, resume};
-use qins_backend::{Policy, Qins};
+use phi35_model::{Config, Generation, Prefix, resume};
+use qins_backend::{Policy, Qins, device_memory};
 use qins_codec::{Format, kv::KvFormat};
-use qins_import::{Checkpoint, Container, container::Converter, load_container, load_encoded, plan};
+use qins_import::{Checkpoint, Container, container::Converter, load_container, load_encoded, plan, save_container, synthetic};
 use qins_kv_cache::QinsKvCache;
 use qins_tests::{has_gpu, random_model, write_model};
 use serde_json::json;
@@ -218,4 +219,43 @@ fn a_container_goes_to_a_device_tensor_by_tensor() {
     assert!(loading <= allowed, "{loading} bytes to load {total}, the largest tensor {largest}");
     assert!(allowed < total / 3, "the gate would let much of the container through");
     drop(model);
+}
+
+/// What the device gives for a model that runs from a container: its weights and its keys and values, and little beyond.
+fn device_holds_no_more<B: Backend>() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("container");
+    let config = serde_json::from_value::<Config>(json!({"model_type": "phi3", "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "hidden_act": "silu", "eos_token_id": 2, "dtype": "float32", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 2816,
+        "num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 4096})).unwrap();
+    let policy = Policy::linear(Format::Q8).with_embeddings(Format::F16);
+    let random = synthetic(config.init::<Qins<Flex>>(&Default::default()).unwrap(), &policy);
+    save_container(&random, &output, false).unwrap();
+    drop(random);
+    let container = Container::open(&output).unwrap();
+
+    let device = Default::default();
+    assert_eq!(device_memory::<B>(&device).unwrap().reserved, 0, "each thread has memory of its own");
+    let model = load_container::<B, _>(config.init(&device).unwrap(), &container, |_| ()).unwrap();
+    let loaded = device_memory::<B>(&device).unwrap();
+    let prefix = Prefix::with(&model, || QinsKvCache::new(KvFormat::V8));
+    let options = Generation { max_new_tokens: 1000, ..Default::default() };
+    let mut tokens = resume(&model, prefix, &[1, 2, 3], options).unwrap();
+    assert_eq!(tokens.by_ref().take(2).count(), 2);
+    let ran = device_memory::<B>(&device).unwrap();
+    let kv: usize = tokens.into_prefix().cache().layers().iter().map(QinsKvCache::bytes).sum();
+    let bytes = container.bytes();
+    println!("container {bytes}, keys and values {kv}; loaded {loaded:?}, after two tokens {ran:?}");
+    for held in [loaded, ran] {
+        assert!(held.in_use as usize >= bytes, "{held:?} for a container of {bytes} are not this thread's");
+    }
+    assert!(ran.reserved as f64 <= 1.1 * (bytes + kv) as f64, "{ran:?} for {bytes} and {kv}");
+}
+
+#[test]
+fn a_device_gives_little_more_than_weights_and_cache() {
+    let _alone = ALONE.lock().unwrap();
+    if has_gpu() {
+        device_holds_no_more::<Wgpu>();
+    }
 }
