@@ -434,7 +434,8 @@ impl<B: Backend, P: Place<B> + Sync, F: FnMut(Progress<'_>)> ModuleMapper<B> for
         let place = |()| catch_unwind(AssertUnwindSafe(|| source.place(&name, path, &device)));
         let placed = B::memory_persistent_allocations(&device, (), place);
         // Burn panics when it reads what its device had no memory for, or goes on without it.
-        if B::sync(&device).is_err() {
+        let is_placed = B::sync(&device).is_ok() && placed.is_ok();
+        if !is_placed && device_memory::<B>(&device).is_some() {
             self.error = Some(self.no_memory(name, &device));
             return param;
         }

@@ -12,7 +12,7 @@ use std::{
 };
 
 /// How CubeCL's threads panic then, on `wgpu` and on CUDA; and what waits for a weight to arrive.
-const SIGNS: [&str; 3] = ["Out of Memory", "BufferTooBig", "a device with memory for its tensors"];
+const SIGNS: [&str; 3] = ["Out of Memory", "BufferTooBig", "a device without memory for its tensors"];
 
 /// While weights are loaded.
 const LOADING: usize = usize::MAX;
@@ -28,13 +28,19 @@ pub fn loading<T>(load: impl FnOnce() -> Result<T, ImportError>) -> Result<T> {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let other = panic::take_hook();
-        panic::set_hook(Box::new(move |panic| if !is_told(panic) { other(panic) }));
+        panic::set_hook(Box::new(move |panic| {
+            if !is_told(panic) {
+                other(panic)
+            }
+        }));
     });
     WEIGHT_BYTES.store(LOADING, Relaxed);
     FULL.store(false, Relaxed);
     match catch_unwind(AssertUnwindSafe(load)) {
         Ok(Err(error)) => Err(error.into()),
-        _ if FULL.load(Relaxed) => bail!("the device has no memory for the weights: take a format of fewer bits, or another device"),
+        _ if FULL.load(Relaxed) => {
+            bail!("the device has no memory for the weights: take a format of fewer bits, or another device")
+        }
         Ok(Ok(loaded)) => Ok(loaded),
         Err(panic) => resume_unwind(panic),
     }
