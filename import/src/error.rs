@@ -174,6 +174,24 @@ pub enum ImportError {
         /// Now.
         found: String,
     },
+    /// The device has no memory for a tensor.
+    #[error(
+        "{}: {tensor}: the device has no memory for its {}: it holds {} of the model's {}, and {} are missing: take a \
+         format of fewer bits, or another device",
+        file.display(), megabytes(*bytes), megabytes(*held), megabytes(*needed), megabytes(needed.saturating_sub(*held))
+    )]
+    DeviceMemory {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its bytes on the device.
+        bytes: usize,
+        /// Bytes that the device held of the tensors before.
+        held: usize,
+        /// Bytes of all tensors on the device.
+        needed: usize,
+    },
     /// A tensor cannot be encoded.
     #[error("{}: {tensor}: {source}", file.display())]
     Encode {
@@ -184,6 +202,10 @@ pub enum ImportError {
         /// What is wrong with it.
         source: EncodeError,
     },
+}
+
+fn megabytes(bytes: usize) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 fn tensors(n: usize) -> String {

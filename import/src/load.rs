@@ -6,11 +6,12 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{AllocationProperty, Bytes, Tensor, TensorData, backend::Backend},
 };
-use qins_backend::{ParamPath, Policy, Qins, QinsTensor};
-use qins_codec::{Decoder, Header, Weights};
+use qins_backend::{ParamPath, Policy, Qins, QinsTensor, device_memory};
+use qins_codec::{Decoder, Format, Header, Weights, matrix_shape};
 use std::{
     collections::BTreeSet,
     marker::PhantomData,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
 };
 
@@ -96,6 +97,9 @@ trait Place<B: Backend> {
     /// What there is.
     fn tensors(&self) -> &dyn Tensors;
 
+    /// Bytes of a parameter on a device.
+    fn bytes(&self, parameter: &Parameter) -> usize;
+
     /// The parameter, and how many bytes of the file it is.
     fn place<const D: usize>(
         &self,
@@ -175,9 +179,23 @@ pub(crate) fn coded<B: Backend, const D: usize>(
     Tensor::from_primitive(tensor.into_primitive())
 }
 
+/// Bytes of a parameter of this shape in the checkpoint; `None`: in f32.
+fn bytes(shape: &[usize], format: Option<Format>) -> usize {
+    match (format, matrix_shape(shape)) {
+        (Some(format), Some((rows, cols))) => {
+            rows * (format.planes() * format.code_bytes(cols) + format.scale_bytes(cols))
+        }
+        _ => shape.iter().product::<usize>() * size_of::<f32>(),
+    }
+}
+
 impl<B: Backend> Place<B> for Floats<'_> {
     fn tensors(&self) -> &dyn Tensors {
         self.0
+    }
+
+    fn bytes(&self, parameter: &Parameter) -> usize {
+        bytes(&parameter.shape, None)
     }
 
     fn place<const D: usize>(
@@ -194,6 +212,10 @@ impl<B: Backend> Place<B> for Floats<'_> {
 impl<B: Backend> Place<Qins<B>> for Encoding<'_> {
     fn tensors(&self) -> &dyn Tensors {
         self.checkpoint
+    }
+
+    fn bytes(&self, parameter: &Parameter) -> usize {
+        bytes(&parameter.shape, self.policy.storage(&parameter.path).format())
     }
 
     fn place<const D: usize>(
@@ -222,6 +244,10 @@ impl<B: Backend> Place<Qins<B>> for Encoding<'_> {
 impl<B: Backend> Place<Qins<B>> for Container {
     fn tensors(&self) -> &dyn Tensors {
         self
+    }
+
+    fn bytes(&self, parameter: &Parameter) -> usize {
+        self.tensor_bytes(&parameter.name)
     }
 
     fn place<const D: usize>(
@@ -272,14 +298,16 @@ impl<B: Backend> Place<Qins<B>> for Container {
     }
 }
 
-fn run<B: Backend, M: Module<B>, P: Place<B>>(
+fn run<B: Backend, M: Module<B>, P: Place<B> + Sync>(
     module: M,
     source: &P,
     on_progress: impl FnMut(Progress<'_>),
 ) -> Result<M, ImportError> {
-    compare(&parameters::<B, M>(&module, None)?, source.tensors())?;
+    let parameters = parameters::<B, M>(&module, None)?;
+    compare(&parameters, source.tensors())?;
 
-    let mut loader = Loader { path: ParamPath::default(), source, on_progress, error: None, backend: PhantomData::<B> };
+    let (path, backend) = (ParamPath::default(), PhantomData::<B>);
+    let mut loader = Loader { path, source, parameters: &parameters, on_progress, error: None, backend };
     let module = module.map(&mut loader);
     loader.error.map_or(Ok(module), Err)
 }
@@ -370,12 +398,24 @@ impl<B: Backend> ModuleVisitor<B> for Parameters {
 struct Loader<'a, B, P, F> {
     path: ParamPath,
     source: &'a P,
+    parameters: &'a [Parameter],
     on_progress: F,
     error: Option<ImportError>,
     backend: PhantomData<B>,
 }
 
-impl<B: Backend, P: Place<B>, F: FnMut(Progress<'_>)> ModuleMapper<B> for Loader<'_, B, P, F> {
+impl<B: Backend, P: Place<B>, F> Loader<'_, B, P, F> {
+    fn no_memory(&self, tensor: String, device: &B::Device) -> ImportError {
+        let own = self.parameters.iter().find(|parameter| parameter.name == tensor);
+        let bytes = own.map_or(0, |parameter| self.source.bytes(parameter));
+        let file = self.source.tensors().file_of(&tensor);
+        let held = device_memory::<B>(device).map_or(0, |memory| memory.in_use as usize);
+        let needed = self.parameters.iter().map(|parameter| self.source.bytes(parameter)).sum();
+        ImportError::DeviceMemory { file, tensor, bytes, held, needed }
+    }
+}
+
+impl<B: Backend, P: Place<B> + Sync, F: FnMut(Progress<'_>)> ModuleMapper<B> for Loader<'_, B, P, F> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.enter(name, container_type);
     }
@@ -389,7 +429,17 @@ impl<B: Backend, P: Place<B>, F: FnMut(Progress<'_>)> ModuleMapper<B> for Loader
             return param;
         }
         let (name, _) = in_checkpoint(&self.path, Vec::new());
-        match self.source.place(&name, &self.path, &param.lazy_device()) {
+        let (source, path, device) = (self.source, &self.path, param.lazy_device());
+        // A weight stays: it takes what it needs from the device, and no share of a page for what comes and goes.
+        let place = |()| catch_unwind(AssertUnwindSafe(|| source.place(&name, path, &device)));
+        let placed = B::memory_persistent_allocations(&device, (), place);
+        // Burn panics when it reads what its device had no memory for, or goes on without it.
+        let is_placed = B::sync(&device).is_ok() && placed.is_ok();
+        if !is_placed && device_memory::<B>(&device).is_some() {
+            self.error = Some(self.no_memory(name, &device));
+            return param;
+        }
+        match placed.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok((tensor, bytes)) => {
                 (self.on_progress)(Progress { tensor: &name, bytes });
                 let id = param.id;

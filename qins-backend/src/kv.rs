@@ -124,6 +124,30 @@ impl KvLayout {
     pub(crate) fn block_words(&self) -> usize {
         self.part_words(self.keys()) + self.part_words(self.values())
     }
+
+    /// All rows of codes and all scales of so many blocks, in their order.
+    fn pieces(&self, blocks: usize) -> impl Iterator<Item = Piece> + use<> {
+        let (lanes, parts) = (self.lanes(), [self.keys(), self.values()]);
+        let of_kind = move |block: usize, bytes: usize, padding: usize| {
+            (0..lanes * BLOCK).map(move |i| Piece { bytes, padding, token: block * BLOCK + i % BLOCK })
+        };
+        let of_part = move |block: usize, rows: KvRows| {
+            let [codes, scale] = [rows.encoding.code_bytes(rows.head), rows.encoding.scale_bytes(rows.head)];
+            let padding = rows.words() * size_of::<u32>() - codes;
+            of_kind(block, codes, padding).chain(of_kind(block, scale, 0))
+        };
+        (0..blocks).flat_map(move |block| parts.into_iter().flat_map(move |rows| of_part(block, rows)))
+    }
+}
+
+/// A row of codes, or its scale.
+struct Piece {
+    /// Its bytes, as the host has them.
+    bytes: usize,
+    /// Bytes behind them on the device.
+    padding: usize,
+    /// Its token, from the first block's on.
+    token: usize,
 }
 
 impl<B: Backend> DeviceKv<B> {
@@ -291,32 +315,17 @@ impl<B: Backend> DeviceKv<B> {
         let kept = burn_backend::Slice::from(blocks.start * words..blocks.end * words);
         let kept = B::int_slice(room.clone(), &[kept]);
         let data = burn_backend::read_sync(B::int_into_data(kept)).expect("a tensor can be read from its device");
-        let bytes: &[u8] = &data.bytes;
-        let mut file = Vec::with_capacity(bytes.len());
-        let mut token = self.freed * BLOCK;
-        for block in bytes.chunks_exact(words * size_of::<u32>()) {
-            let stored = BLOCK.min(self.len - token);
-            let (keys, values) = block.split_at(self.layout.part_words(self.layout.keys()) * size_of::<u32>());
-            for (rows, part) in [(self.layout.keys(), keys), (self.layout.values(), values)] {
-                let (row, codes) = (rows.words() * size_of::<u32>(), rows.encoding.code_bytes(rows.head));
-                let (all_codes, scales) = part.split_at(self.layout.lanes() * BLOCK * row);
-                for (i, padded) in all_codes.chunks_exact(row).enumerate() {
-                    // What lies behind the last token was never written.
-                    if i % BLOCK < stored {
-                        file.extend_from_slice(&padded[..codes]);
-                    } else {
-                        file.resize(file.len() + codes, 0);
-                    }
-                }
-                for (i, scale) in scales.chunks_exact(size_of::<u32>()).enumerate() {
-                    if i % BLOCK < stored {
-                        file.extend_from_slice(scale);
-                    } else {
-                        file.resize(file.len() + scale.len(), 0);
-                    }
-                }
+        let mut rest: &[u8] = &data.bytes;
+        let mut file = Vec::with_capacity(rest.len());
+        for Piece { bytes, padding, token } in self.layout.pieces(blocks.len()) {
+            let (piece, after) = rest.split_at(bytes + padding);
+            rest = after;
+            // What lies behind the last token was never written.
+            if self.freed * BLOCK + token < self.len {
+                file.extend_from_slice(&piece[..bytes]);
+            } else {
+                file.resize(file.len() + bytes, 0);
             }
-            token += BLOCK;
         }
         KvLayer::read(self.format(), shape, self.freed * BLOCK, self.len, &mut &file[..])
             .expect("as many bytes as the blocks have")
@@ -333,25 +342,16 @@ impl<B: Backend> DeviceKv<B> {
         }
         let mut file = Vec::new();
         layer.write(&mut file).expect("memory takes what is written");
-        let mut rest = &file[..];
-        let mut take = |bytes: usize| {
-            let (taken, after) = rest.split_at(bytes);
-            rest = after;
-            taken
-        };
-        let (freed, lanes) = (layer.first() / BLOCK, kv.layout.lanes());
+        let freed = layer.first() / BLOCK;
         let blocks = layer.len().div_ceil(BLOCK) - freed;
         kv.within_limit(blocks, blocks);
+        let mut rest = &file[..];
         let mut words: Vec<u8> = Vec::with_capacity(blocks * kv.layout.block_words() * size_of::<u32>());
-        for _ in 0..blocks {
-            for rows in [kv.layout.keys(), kv.layout.values()] {
-                let (row, codes) = (rows.words() * size_of::<u32>(), rows.encoding.code_bytes(rows.head));
-                for _ in 0..lanes * BLOCK {
-                    words.extend_from_slice(take(codes));
-                    words.resize(words.len() + row - codes, 0);
-                }
-                words.extend_from_slice(take(lanes * BLOCK * rows.encoding.scale_bytes(rows.head)));
-            }
+        for Piece { bytes, padding, .. } in kv.layout.pieces(blocks) {
+            let (piece, after) = rest.split_at(bytes);
+            rest = after;
+            words.extend_from_slice(piece);
+            words.resize(words.len() + padding, 0);
         }
         let n = words.len() / size_of::<u32>();
         let words = TensorData::from_bytes_vec(words, [n], DType::U32);

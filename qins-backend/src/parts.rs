@@ -46,14 +46,17 @@ pub struct BufferError {
 const LARGE: usize = 1 << 20;
 
 /// Waits until a device has taken large words, so that no more than one tensor is staged in the host's memory at a time.
+/// `first`: bytes that they start with.
 ///
 /// # Panics
 /// If the device could not take them.
-fn wait_for<B: Backend>(words: &IntTensor<B>, limit: Option<usize>) {
+fn wait_for<B: Backend>(words: &IntTensor<B>, first: &[u8], limit: Option<usize>) {
     if limit.is_some() && words.shape()[0] * size_of::<u32>() >= LARGE {
         // CubeCL lets writes wait for some other work; reading is that, and synchronizing is not.
-        let first = B::int_slice(words.clone(), &[Slice::from(0..1)]);
-        burn_backend::read_sync(B::int_into_data(first)).expect("a device with memory for its tensors");
+        let word = B::int_slice(words.clone(), &[Slice::from(0..1)]);
+        let word = burn_backend::read_sync(B::int_into_data(word));
+        // Where there was no memory to stage them, nothing else tells.
+        assert!(word.is_ok_and(|word| first.starts_with(&word.bytes)), "a device without memory for its tensors");
     }
 }
 
@@ -84,7 +87,7 @@ impl<B: Backend> Part<B> {
             let plane = |i: usize| &codes[(i * all + rows.start) * code_row..(i * all + rows.end) * code_row];
             let scales = &scales[rows.start * scale_row..rows.end * scale_row];
             let codes = words::<B>((0..format.planes()).map(plane), device);
-            wait_for::<B>(&codes, limit);
+            wait_for::<B>(&codes, plane(0), limit);
             Self { codes, scales: words::<B>([scales], device), first_row: rows.start, rows: rows.len() }
         };
         ranges(header, limit).map(part).collect()
@@ -100,8 +103,9 @@ impl<B: Backend> Part<B> {
             0 => words::<B>([], device),
             n => B::int_from_data(TensorData::from_bytes(bytes, [n], DType::U32), device),
         };
+        let first = codes[..codes.len().min(size_of::<u32>())].to_vec();
         let (codes, scales) = (words(codes, header.code_bytes()), words(scales, header.scale_bytes()));
-        wait_for::<B>(&codes, limit);
+        wait_for::<B>(&codes, &first, limit);
         vec![Self::whole(header, codes, scales)]
     }
 

@@ -4,6 +4,7 @@ mod commands;
 mod device;
 mod ids;
 mod kv;
+mod memory;
 mod model;
 mod output;
 mod policy;

@@ -2,6 +2,7 @@
 
 use crate::{
     device::{BackendName, Device},
+    memory,
     policy::{MainFormat, PolicyArgs},
     source::Source,
 };
@@ -149,6 +150,7 @@ impl RunArgs {
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| weight_bytes(&model.model.embed_tokens));
             let (weights, weight_bytes) = (model.num_params(), weight_bytes(&model));
+            memory::loaded(weight_bytes);
             let loaded = Loaded { load_s, token_bytes: weight_bytes - table, weights, weight_bytes };
             task.run(&model, loaded)
         };
@@ -165,6 +167,7 @@ impl RunArgs {
             let table = model.lm_head.as_ref().map_or(0, |_| model.model.embed_tokens.num_params());
             let weights = model.num_params();
             let bytes = |weights: usize| weights * size_of::<f32>();
+            memory::loaded(bytes(weights));
             let loaded = Loaded { load_s, token_bytes: bytes(weights - table), weights, weight_bytes: bytes(weights) };
             task.run(&model, loaded)
         };
@@ -174,7 +177,10 @@ impl RunArgs {
                 let policy = self.policy.policy(None, config, None)?;
                 return match policy.is_float() {
                     true => float(task, config.init(&device)?),
-                    false => coded(task, synthetic(config.init(&device)?, &policy)),
+                    false => {
+                        let model = config.init(&device)?;
+                        coded(task, memory::loading(|| Ok(synthetic(model, &policy)))?)
+                    }
                 };
             }
         };
@@ -189,7 +195,8 @@ impl RunArgs {
             };
             let bar = progress_bar(container.bytes());
             let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
-            let model = load_container::<B, _>(config.init(&device)?, &container, on_progress)?;
+            let model = config.init(&device)?;
+            let model = memory::loading(|| load_container::<B, _>(model, &container, on_progress))?;
             bar.finish_and_clear();
             return coded(task, model);
         }
@@ -201,11 +208,13 @@ impl RunArgs {
         let bar = progress_bar(checkpoint.bytes());
         let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
         if policy.is_float() {
-            let model = load(config.init(&device)?, &checkpoint, on_progress)?;
+            let model = config.init(&device)?;
+            let model = memory::loading(|| load(model, &checkpoint, on_progress))?;
             bar.finish_and_clear();
             return float(task, model);
         }
-        let model = load_encoded(config.init(&device)?, &checkpoint, &policy, on_progress)?;
+        let model = config.init(&device)?;
+        let model = memory::loading(|| load_encoded(model, &checkpoint, &policy, on_progress))?;
         bar.finish_and_clear();
         coded(task, model)
     }

@@ -2,20 +2,25 @@
 
 use burn::{
     nn::{Linear, LinearConfig},
-    tensor::{Distribution, Tensor, TensorPrimitive},
+    tensor::{Distribution, Tensor, TensorPrimitive, backend::Backend},
 };
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use burn_wgpu::Wgpu;
-use phi35_model::{Generation, Prefix, resume};
-use qins_backend::{Policy, Qins};
+use phi35_model::{Config, Generation, Prefix, resume};
+use qins_backend::{Policy, Qins, device_memory};
 use qins_codec::{Format, kv::KvFormat};
-use qins_import::{Checkpoint, Container, container::Converter, load_container, load_encoded, plan};
+use qins_import::{
+    Checkpoint, Container, ImportError, container::Converter, load_container, load_encoded, plan, save_container,
+    synthetic,
+};
 use qins_kv_cache::QinsKvCache;
-use qins_tests::{has_gpu, random_model, write_model};
+use qins_tests::{has_gpu, random_model, skip, write_model};
 use serde_json::json;
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    path::Path,
+    process::Command,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -218,4 +223,115 @@ fn a_container_goes_to_a_device_tensor_by_tensor() {
     assert!(loading <= allowed, "{loading} bytes to load {total}, the largest tensor {largest}");
     assert!(allowed < total / 3, "the gate would let much of the container through");
     drop(model);
+}
+
+/// Of 131 MB in `q8`.
+fn middle_sized() -> Config {
+    let config = json!({"model_type": "phi3", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "eos_token_id": 2, "dtype": "float32", "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 2816,
+        "num_hidden_layers": 8, "num_attention_heads": 8, "max_position_embeddings": 4096});
+    serde_json::from_value(config).unwrap()
+}
+
+/// A container of random codes.
+fn write_random(config: &Config, output: &Path) {
+    let policy = Policy::linear(Format::Q8).with_embeddings(Format::F16);
+    let random = synthetic(config.init::<Qins<Flex>>(&Default::default()).unwrap(), &policy);
+    save_container(&random, output, false).unwrap();
+}
+
+/// What the device gives for a model that runs from a container: its weights and its keys and values, and little beyond.
+fn device_holds_no_more<B: Backend>() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("container");
+    let config = middle_sized();
+    write_random(&config, &output);
+    let container = Container::open(&output).unwrap();
+
+    let device = Default::default();
+    assert_eq!(device_memory::<B>(&device).unwrap().reserved, 0, "each thread has memory of its own");
+    let model = load_container::<B, _>(config.init(&device).unwrap(), &container, |_| ()).unwrap();
+    let loaded = device_memory::<B>(&device).unwrap();
+    let prefix = Prefix::with(&model, || QinsKvCache::new(KvFormat::V8));
+    let options = Generation { max_new_tokens: 1000, ..Default::default() };
+    let mut tokens = resume(&model, prefix, &[1, 2, 3], options).unwrap();
+    assert_eq!(tokens.by_ref().take(2).count(), 2);
+    let ran = device_memory::<B>(&device).unwrap();
+    let kv: usize = tokens.into_prefix().cache().layers().iter().map(QinsKvCache::bytes).sum();
+    let bytes = container.bytes();
+    println!("container {bytes}, keys and values {kv}; loaded {loaded:?}, after two tokens {ran:?}");
+    for held in [loaded, ran] {
+        assert!(held.in_use as usize >= bytes, "{held:?} for a container of {bytes} are not this thread's");
+    }
+    assert!(ran.reserved as f64 <= 1.1 * (bytes + kv) as f64, "{ran:?} for {bytes} and {kv}");
+}
+
+#[test]
+fn a_device_gives_little_more_than_weights_and_cache() {
+    let _alone = ALONE.lock().unwrap();
+    if has_gpu() {
+        device_holds_no_more::<Wgpu>();
+    }
+}
+
+/// Starts this program again, for limits of a process: one whose device is of software has no memory for more than a part
+/// of the weights.
+#[test]
+fn a_weight_without_memory_is_named() {
+    const CONTAINER: &str = "QINS_TEST_CONTAINER";
+    if let Some(path) = std::env::var_os(CONTAINER) {
+        return load_without_memory(Path::new(&path));
+    }
+    let _alone = ALONE.lock().unwrap();
+    if Command::new("prlimit").arg("--version").output().is_err() {
+        return skip("no prlimit (Debian: util-linux)");
+    }
+    if !has_gpu() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let output = directory.path().join("container");
+    write_random(&middle_sized(), &output);
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "a_weight_without_memory_is_named", "--nocapture"]).env(CONTAINER, &output);
+    // Printing one takes memory, too: without it the standard library waits for itself.
+    child.env("RUST_BACKTRACE", "0");
+    let child = child.output().unwrap();
+    let (told, texts) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    if told.contains("not of software") {
+        return skip("the graphics device is not of software: its memory is not the process's");
+    }
+    assert!(child.status.success() && told.contains("the device has no memory for its"), "{told}{texts}");
+    println!("{told}");
+}
+
+fn load_without_memory(path: &Path) {
+    assert!(has_gpu());
+    let container = Container::open(path).unwrap();
+    let size = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    };
+    let device = Default::default();
+    let fresh = || middle_sized().init::<Qins<Wgpu>>(&device).unwrap();
+    let before = size();
+    let model = load_container::<Wgpu, _>(fresh(), &container, |_| ()).unwrap();
+    if size() - before < container.bytes() {
+        return println!("not of software");
+    }
+    drop(model);
+    <Wgpu as Backend>::memory_cleanup(&device);
+    <Wgpu as Backend>::sync(&device).unwrap();
+    let half = format!("--as={}", size() + container.bytes() / 2);
+    let pid = format!("--pid={}", std::process::id());
+    assert!(Command::new("prlimit").args([pid, half]).status().unwrap().success());
+    let mut last = String::new();
+    let error = load_container::<Wgpu, _>(fresh(), &container, |progress| last = progress.tensor.to_owned());
+    let error = error.map(|_| ()).unwrap_err();
+    println!("{error}");
+    let ImportError::DeviceMemory { tensor, bytes, held, needed, .. } = error else { panic!("{error}") };
+    assert_ne!(tensor, last);
+    assert_eq!((bytes, needed), (container.tensor_bytes(&tensor), container.bytes()));
+    assert!(held < needed, "{held} of {needed}");
 }

@@ -152,7 +152,13 @@ fn run_append<R: CubeRuntime>(
         Some(room) if stays && room.can_mut() => room,
         old => {
             traffic::count_cache_room();
-            let new = empty_device_contiguous_dtype(client.clone(), keys.device.clone(), shape, DType::U32);
+            if old.is_some() {
+                // What the rooms of layers before this one had.
+                client.memory_cleanup();
+            }
+            // A room stays: it takes what it needs from the device, and no share of a page for what comes and goes.
+            let empty = |()| empty_device_contiguous_dtype(client.clone(), keys.device.clone(), shape, DType::U32);
+            let new = client.memory_persistent_allocation((), empty).expect("what is asked for is made here");
             if let Some(old) = old {
                 // Where something else refers to the room, a clone of the cache, it is kept as it is.
                 let [blocks, from] = moved.unwrap_or([at.div_ceil(BLOCK), 0]);
