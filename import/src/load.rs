@@ -6,7 +6,7 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{AllocationProperty, Bytes, Tensor, TensorData, backend::Backend},
 };
-use qins_backend::{ParamPath, Policy, Qins, QinsTensor, device_memory};
+use qins_backend::{NO_DEVICE_MEMORY, ParamPath, Policy, Qins, QinsTensor, device_memory};
 use qins_codec::{Decoder, Format, Header, Weights, matrix_shape};
 use std::{
     collections::BTreeSet,
@@ -433,9 +433,15 @@ impl<B: Backend, P: Place<B> + Sync, F: FnMut(Progress<'_>)> ModuleMapper<B> for
         // A weight stays: it takes what it needs from the device, and no share of a page for what comes and goes.
         let place = |()| catch_unwind(AssertUnwindSafe(|| source.place(&name, path, &device)));
         let placed = B::memory_persistent_allocations(&device, (), place);
-        // Burn panics when it reads what its device had no memory for, or goes on without it.
-        let is_placed = B::sync(&device).is_ok() && placed.is_ok();
-        if !is_placed && device_memory::<B>(&device).is_some() {
+        // Where nothing was read back, Burn goes on without the tensor.
+        let is_full = match &placed {
+            Ok(_) => B::sync(&device).is_err(),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                text.or_else(|| panic.downcast_ref::<&str>().copied()) == Some(NO_DEVICE_MEMORY)
+            }
+        };
+        if is_full {
             self.error = Some(self.no_memory(name, &device));
             return param;
         }

@@ -42,6 +42,9 @@ pub struct BufferError {
     pub limit: usize,
 }
 
+/// What a panic says where a device had no memory for a weight.
+pub const NO_DEVICE_MEMORY: &str = "a device without memory for its tensors";
+
 /// Bytes from which on a device is waited for.
 const LARGE: usize = 1 << 20;
 
@@ -56,7 +59,7 @@ fn wait_for<B: Backend>(words: &IntTensor<B>, first: &[u8], limit: Option<usize>
         let word = B::int_slice(words.clone(), &[Slice::from(0..1)]);
         let word = burn_backend::read_sync(B::int_into_data(word));
         // Where there was no memory to stage them, nothing else tells.
-        assert!(word.is_ok_and(|word| first.starts_with(&word.bytes)), "a device without memory for its tensors");
+        assert!(word.is_ok_and(|word| first.starts_with(&word.bytes)), "{NO_DEVICE_MEMORY}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the program says when a graphics device has no memory left.
 
 use anyhow::{Result, bail};
+use qins_backend::NO_DEVICE_MEMORY;
 use qins_import::ImportError;
 use std::{
     panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind},
@@ -12,7 +13,7 @@ use std::{
 };
 
 /// How CubeCL's threads panic then, on `wgpu` and on CUDA; and what waits for a weight to arrive.
-const SIGNS: [&str; 3] = ["Out of Memory", "BufferTooBig", "a device without memory for its tensors"];
+const SIGNS: [&str; 3] = ["Out of Memory", "BufferTooBig", NO_DEVICE_MEMORY];
 
 /// While weights are loaded.
 const LOADING: usize = usize::MAX;

@@ -122,6 +122,50 @@ fn bits_do_not_depend_on_the_number_of_many_inputs() {
     }
 }
 
+/// Bell-shaped numbers.
+fn draws(count: usize, mut state: u64) -> Vec<f32> {
+    let mut uniform = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| (0..8).map(|_| uniform()).sum()).collect()
+}
+
+/// Inputs in fixed point lose little beside what codes have lost; so do those with one that is far greater than the others, as
+/// transformers have. In decibels.
+#[test]
+fn fixed_point_loses_less_than_codes() {
+    if !Level::Avx2Fixed.is_supported() {
+        println!("skipped: this processor lacks AVX2");
+        return;
+    }
+    const COLS: usize = 3072;
+    const ROWS: usize = 256;
+    let weights = draws(ROWS * COLS, 1);
+    for format in [Format::Lin8, Format::Q4] {
+        let encoded = qins_codec::encode(format, &qins_codec::Slice::new(&weights, ROWS, COLS)).unwrap();
+        let decoded = encoded.matrix().decode();
+        for (greatest, least) in [(1.0, 40.0), (100.0, 25.0), (1e4, 25.0)] {
+            let mut x = draws(COLS, 2);
+            x[1000] *= greatest;
+            let sums = |weights: &[f32]| -> Vec<f64> {
+                let sum = |row: &[f32]| row.iter().zip(&x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+                weights.chunks_exact(COLS).map(sum).collect()
+            };
+            let of_codes = sums(&decoded);
+            let product = encoded.matrix().matmul_at(Level::Avx2Fixed, &x, 1);
+            let noise = |a: &[f64], b: &mut dyn Iterator<Item = f64>| -> f64 {
+                a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
+            };
+            let lost = noise(&of_codes, &mut sums(&weights).into_iter());
+            let rounded = noise(&of_codes, &mut product.iter().copied().map(f64::from));
+            let less = 10.0 * (lost / rounded).log10();
+            println!("{format}, one input {greatest} times the others: {less:.1} dB less than codes");
+            assert!(less > least, "{less}");
+        }
+    }
+}
+
 /// Longer than what is multiplied at once, and more rows than one task has.
 #[test]
 fn long_rows_and_many() {
