@@ -203,7 +203,8 @@ pub(crate) fn ranges(header: &Header, limit: Option<usize>) -> impl Iterator<Ite
         Some(limit) if row_bytes > 0 => limit / row_bytes,
         _ => rows,
     };
-    let rows_a_part = if fit > TOGETHER { fit - fit % TOGETHER } else { fit }.clamp(1, rows.max(1));
+    // A matrix that fits is not cut, whatever its rows.
+    let rows_a_part = if fit > TOGETHER && fit < rows { fit - fit % TOGETHER } else { fit }.clamp(1, rows.max(1));
     (0..rows.div_ceil(rows_a_part).max(1)).map(move |i| i * rows_a_part..((i + 1) * rows_a_part).min(rows))
 }
 
@@ -244,5 +245,24 @@ mod tests {
         assert_eq!(found(3, 32, Some(10)), [[0, 1], [1, 2], [2, 3]], "a row is not cut");
         assert_eq!(found(0, 32, Some(10)), [[0, 0]]);
         assert_eq!(found(5, 0, Some(10)), [[0, 5]]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qins_codec::Format;
+
+    #[test]
+    fn a_matrix_that_fits_is_one_part() {
+        for rows in [1, 63, 64, 65, 128, 1000, 32011, 32064] {
+            let header = Header { format: Format::Q8, rows, cols: 32, base: 1.0, k: 0.5 };
+            for limit in [None, Some(33 * rows), Some(usize::MAX)] {
+                assert_eq!(ranges(&header, limit).collect::<Vec<_>>(), [0..rows], "{limit:?}");
+            }
+            if rows > 1 {
+                assert!(ranges(&header, Some(32 * (rows - 1))).count() > 1);
+            }
+        }
     }
 }
