@@ -117,7 +117,7 @@ fn peak(threads: usize) -> f64 {
         Level::Avx2 | Level::Avx2Fixed => (8, || unsafe { avx2() }),
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => (16, || unsafe { avx512() }),
+        Level::Avx512 | Level::Avx512Fixed => (16, || unsafe { avx512() }),
         _ => (8, chains::<8>),
     };
     let all = || (0..threads).into_par_iter().with_max_len(1).for_each(|_| chains());

@@ -30,8 +30,12 @@ pub enum Level {
     /// The same instructions; products of one input with `lin8` and `q4` are sums of integers, for which inputs are
     /// rounded to 16-bit fixed point: to within 2^-15 of the largest of each 256 of them.
     Avx2Fixed,
-    /// x86-64 with AVX-512 F, BW, DQ, VL and VBMI besides: since Ice Lake and Zen 4.
+    /// x86-64 with AVX-512 F, BW, DQ, VL and VBMI besides.
     Avx512,
+    /// With AVX-512 VNNI besides: since Ice Lake and Zen 4. Products of many inputs with formats of at most 8 bits are sums of
+    /// integers, for which inputs and weights are rounded to 14-bit fixed point: to within 2^-14 of the largest of each 32
+    /// of them, in the order in which they are decoded.
+    Avx512Fixed,
     /// AArch64 with NEON.
     Neon,
 }
@@ -42,7 +46,8 @@ const NOT_SET: u8 = u8::MAX;
 
 impl Level {
     /// Every level, slowest first.
-    pub const ALL: [Level; 5] = [Level::Scalar, Level::Avx2, Level::Avx2Fixed, Level::Avx512, Level::Neon];
+    pub const ALL: [Level; 6] =
+        [Level::Scalar, Level::Avx2, Level::Avx2Fixed, Level::Avx512, Level::Avx512Fixed, Level::Neon];
 
     /// Whether this processor has the instructions.
     pub fn is_supported(self) -> bool {
@@ -62,6 +67,8 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vbmi")
             }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Fixed => Level::Avx512.is_supported() && is_x86_feature_detected!("avx512vnni"),
             Level::Neon => cfg!(all(target_arch = "aarch64", target_feature = "neon")),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
@@ -100,6 +107,7 @@ impl Level {
             Level::Avx2 => "avx2",
             Level::Avx2Fixed => "avx2-fixed",
             Level::Avx512 => "avx512",
+            Level::Avx512Fixed => "avx512-fixed",
             Level::Neon => "neon",
         }
     }
@@ -127,6 +135,11 @@ impl Level {
                 kernel.run()
             }
 
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+            fn avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+                kernel.run()
+            }
+
             match self {
                 Level::Scalar | Level::Neon => {}
                 Level::Avx2 | Level::Avx2Fixed => {
@@ -138,6 +151,11 @@ impl Level {
                     assert!(self.is_supported());
                     // SAFETY: `is_supported` has found every feature of `avx512`.
                     return unsafe { avx512(kernel) };
+                }
+                Level::Avx512Fixed => {
+                    assert!(self.is_supported());
+                    // SAFETY: `is_supported` has found every feature of `avx512_vnni`.
+                    return unsafe { avx512_vnni(kernel) };
                 }
             }
         }

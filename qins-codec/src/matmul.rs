@@ -12,7 +12,7 @@ use rayon::prelude::*;
 /// Bytes of codes that one task reads at least: enough work to pay for the task, enough tasks to share.
 const TASK: usize = 32 << 10;
 
-/// Inputs whose products are put in order together: a cache line of them.
+/// Inputs and rows whose products are put in order together: a cache line of them.
 const INPUTS: usize = 16;
 
 /// Partial sums of a dot product; fixed, so that a result does not depend on the machine.
@@ -76,9 +76,19 @@ impl Matrix<'_> {
         let mut out = vec![0.0; rows * m];
         let some_inputs = out.par_chunks_mut(rows * INPUTS).enumerate();
         some_inputs.for_each(|(i, out)| {
-            for (row, values) in transposed.chunks_exact(stride).enumerate() {
-                for (out, &value) in out.chunks_exact_mut(rows).zip(&values[i * INPUTS..]) {
-                    out[row] = value;
+            let count = out.len() / rows;
+            for (first, values) in transposed.chunks(stride * INPUTS).enumerate() {
+                // Whole cache lines are written: rows of a power of two would meet in few sets of the cache.
+                let mut square = [[0.0; INPUTS]; INPUTS];
+                for (row, values) in values.chunks_exact(stride).enumerate() {
+                    for (of_input, &value) in square[..count].iter_mut().zip(&values[i * INPUTS..]) {
+                        of_input[row] = value;
+                    }
+                }
+                for (out, of_input) in out.chunks_exact_mut(rows).zip(&square) {
+                    let out = &mut out[first * INPUTS..];
+                    let some = out.len().min(INPUTS);
+                    out[..some].copy_from_slice(&of_input[..some]);
                 }
             }
         });

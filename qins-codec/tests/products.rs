@@ -34,13 +34,35 @@ fn inputs(m: usize, cols: usize, seed: u64) -> Vec<f32> {
     (0..m * cols).map(|i| ((i as f64 * 0.7 + seed as f64 * 0.01).sin() * 3.0) as f32).collect()
 }
 
-/// How far each input may be moved before it is multiplied.
-fn rounding(level: Level, format: Format, x: &[f32], m: usize) -> Vec<f64> {
-    let is_fixed = level == Level::Avx2Fixed && m == 1 && matches!(format, Format::Lin8 | Format::Q4);
-    let largest = |x: &[f32]| x.iter().fold(0.0, |largest: f64, x| largest.max(f64::from(x.abs())));
-    let of_run = |x: &[f32]| vec![if is_fixed { largest(x) * 2f64.powi(-15) } else { 0.0 }; x.len()];
-    x.chunks(256).flat_map(of_run).collect()
+/// How far numbers may be moved before they are multiplied: of each 256, by so much of the largest.
+#[derive(Clone, Copy)]
+struct Rounding {
+    inputs: f64,
+    weights: f64,
 }
+
+impl Rounding {
+    fn of(level: Level, format: Format, m: usize) -> Self {
+        let (one, many) = (2f64.powi(-15), 2f64.powi(-14));
+        let few_bits = format.code_bits() <= 8 && format.planes() == 1;
+        match (level, m) {
+            (Level::Avx2Fixed, 1) if matches!(format, Format::Lin8 | Format::Q4) => Self { inputs: one, weights: 0.0 },
+            (Level::Avx2Fixed | Level::Avx512Fixed, PANEL_INPUTS..) if few_bits => Self { inputs: many, weights: many },
+            _ => Self { inputs: 0.0, weights: 0.0 },
+        }
+    }
+
+    /// By how much, for each number.
+    fn moves(x: &[f32], by: f64) -> Vec<f64> {
+        // Units are not less than so much of what is the largest.
+        let smallest = 2f64.powi(-112);
+        let largest = |x: &[f32]| x.iter().fold(smallest, |largest: f64, x| largest.max(f64::from(x.abs())));
+        x.chunks(256).flat_map(|x| vec![largest(x) * by; x.len()]).collect()
+    }
+}
+
+/// From so many inputs on, weights are decoded to memory.
+const PANEL_INPUTS: usize = 13;
 
 /// Panics where a product is further from the sum over decoded weights than rounding explains.
 fn check(encoded: &Encoded, x: &[f32], m: usize) {
@@ -49,16 +71,22 @@ fn check(encoded: &Encoded, x: &[f32], m: usize) {
     for level in Level::all_supported() {
         let product = encoded.matrix().matmul_at(level, x, m);
         assert_eq!(product.len(), m * rows);
-        let moved = rounding(level, format, x, m);
+        let rounding = Rounding::of(level, format, m);
+        let of_inputs: Vec<_> = x.chunks(cols.max(1)).map(|x| Rounding::moves(x, rounding.inputs)).collect();
+        let of_weights: Vec<_> = decoded.chunks(cols.max(1)).map(|w| Rounding::moves(w, rounding.weights)).collect();
         for i in 0..m {
             for row in 0..rows {
                 let terms = (0..cols).map(|c| f64::from(x[i * cols + c]) * f64::from(decoded[row * cols + c]));
                 let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
                 let found = f64::from(product[i * rows + row]);
-                let weight = |c: usize| f64::from(decoded[row * cols + c].abs());
-                let rounded: f64 = (0..cols).map(|c| moved[i * cols + c] * weight(c)).sum();
-                // Decoded weights below the smallest normal number are rounded to multiples of the smallest of all.
-                let subnormal = cols as f64 * 1e-44;
+                let (x, weights) = (&x[i * cols..][..cols], &decoded[row * cols..][..cols]);
+                let numbers = x.iter().zip(weights).zip(of_inputs.get(i).into_iter().flatten());
+                let rounded: f64 = numbers
+                    .zip(of_weights.get(row).into_iter().flatten())
+                    .map(|(((x, w), dx), dw)| dx * f64::from(w.abs()) + dw * f64::from(x.abs()) + dx * dw)
+                    .sum();
+                // Scales below the smallest normal number are rounded to multiples of 1.4e-45, and are those of up to 127.
+                let subnormal = (cols as f64 + x.iter().map(|x| f64::from(x.abs())).sum::<f64>()) * 1e-43;
                 assert!(
                     (found - sum).abs() <= 1e-6 * size + rounded + subnormal,
                     "{format} at {level:?}, [{m}, {cols}] x [{cols}, {rows}]: [{i}, {row}] is {found}, not {sum} of {size}"

@@ -66,15 +66,18 @@ impl<'a> Products<'a> {
     pub(crate) fn new(level: Level, matrix: Matrix<'a>, x: &[f32], m: usize) -> Option<Self> {
         debug_assert!(level.is_supported());
         let cols = matrix.header().cols;
+        // One input and many have products in fixed point; what is left of a few after passes over eight has not.
+        let level = match (level, m) {
+            (Level::Avx2Fixed, 2..PANEL_INPUTS) => Level::Avx2,
+            _ => level,
+        };
         let pass = |x: &[f32]| {
             let inputs = x.chunks_exact(cols);
             match level {
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2Fixed if m == 1 => avx2::prepare_fixed(matrix, inputs),
+                Level::Avx2 | Level::Avx2Fixed => avx2::prepare(matrix, inputs, level),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 | Level::Avx2Fixed => avx2::prepare(matrix, inputs),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => avx512::prepare(matrix, inputs),
+                Level::Avx512 | Level::Avx512Fixed => avx512::prepare(matrix, inputs, level),
                 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
                 Level::Neon => neon::prepare(matrix, inputs),
                 _ => None,
@@ -83,6 +86,8 @@ impl<'a> Products<'a> {
         // Codes of several planes have no kernel but panels, which take all inputs.
         let at_once = if m < PANEL_INPUTS && matrix.header().format.planes() == 1 { MOST_INPUTS } else { m };
         let passes: Vec<_> = x.chunks(at_once * cols).map(pass).collect::<Option<_>>()?;
+        let (_, all_but_last) = passes.split_last().expect("some inputs");
+        assert!(all_but_last.iter().all(|pass| pass.stride() == at_once), "inputs follow one another");
         let stride = passes.iter().map(|pass| pass.stride()).sum();
         Some(Self { rows: passes[0].rows(), passes, stride })
     }
@@ -281,7 +286,7 @@ fn pass<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: ChunksExact<'_, f32>
         2 => of::<B, 2>(block, matrix, x),
         3..=4 => of::<B, 4>(block, matrix, x),
         5..=MOST_INPUTS => of::<B, MOST_INPUTS>(block, matrix, x),
-        _ => panel::of_blocks(block, matrix, &x),
+        _ => panel::of_blocks::<panel::Float<B::V>, B>(block, matrix, &x),
     }
 }
 
@@ -523,7 +528,7 @@ mod tests {
             let found: Vec<_> = Format::ALL.iter().copied().filter(|&format| kernel(level, format)).collect();
             let expected = match level {
                 Level::Scalar => vec![],
-                Level::Avx2 | Level::Avx2Fixed | Level::Avx512 | Level::Neon => Format::ALL.to_vec(),
+                _ => Format::ALL.to_vec(),
             };
             assert_eq!(found, expected, "{level:?}");
         }

@@ -91,7 +91,7 @@ pub(crate) fn rows(level: Level, encoding: Encoding, head: usize) -> Box<dyn Row
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::Avx2Fixed => super::avx2::attention_rows(encoding, head),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => super::avx512::attention_rows(encoding, head),
+        Level::Avx512 | Level::Avx512Fixed => super::avx512::attention_rows(encoding, head),
         _ => portable::rows(encoding, head),
     }
 }

@@ -4,7 +4,7 @@
 //! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
 
 use super::{
-    Block, Decoded, Pass, VECTORS, Vector, WIDENED,
+    Block, Decoded, MOST_INPUTS, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_groups, of_whole},
     panel, pass, scales_of_integers,
 };
@@ -20,37 +20,106 @@ mod raw;
 mod shaped;
 mod signed;
 
-pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
+pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Level) -> Option<Box<dyn Pass + 'a>> {
     let decoder = matrix.decoder();
     let scales = decoder.scales();
+    let one_fixed = level == Level::Avx2Fixed && x.len() == 1;
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(matrix, x)?,
-        Format::Lin8 => match Integers::new(scales) {
-            Some(block) => pass(block, matrix, x),
-            None => panel::of_rows::<__m256>(matrix, &x),
+        Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(level, matrix, x)?,
+        Format::Lin8 => match Integers8::new(scales) {
+            Some(block) if one_fixed => fixed::pass(block, matrix, x),
+            _ => pass_at(level, Integers::new(scales)?, matrix, x),
         },
-        Format::Q8h => sign_magnitude::<16>(matrix, x)?,
+        Format::Q8h => sign_magnitude::<16>(level, matrix, x)?,
         Format::Q12 => pass(SignMagnitude12::new(&decoder.values(), scales), matrix, x),
-        Format::Q6 => pass(Shaped64::new(scales), matrix, x),
-        Format::Q4 => pass(Shaped16::new(scales), matrix, x),
-        Format::Q3 => pass(Shaped8::new(&decoder.values(), scales), matrix, x),
-        Format::Q2 => pass(Shaped4::new(&decoder.values(), scales), matrix, x),
+        Format::Q6 => pass_at(level, Shaped64::new(scales), matrix, x),
+        Format::Q4 if one_fixed => fixed::pass(Entries16::new(scales), matrix, x),
+        Format::Q4 => pass_at(level, Shaped16::new(scales), matrix, x),
+        Format::Q3 => pass_at(level, Shaped8::new(&decoder.values(), scales), matrix, x),
+        Format::Q2 => pass_at(level, Shaped4::new(&decoder.values(), scales), matrix, x),
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
         Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m256>(matrix, &x),
     })
 }
 
-/// The same for one input, in fixed point where that is faster.
-pub(super) fn prepare_fixed<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
-    let scales = matrix.decoder().scales();
-    match matrix.header().format {
-        Format::Lin8 => match Integers8::new(scales) {
-            Some(block) => Some(fixed::pass(block, matrix, x)),
-            None => prepare(matrix, x),
-        },
-        Format::Q4 => Some(fixed::pass(Entries16::new(scales), matrix, x)),
-        _ => prepare(matrix, x),
+/// A pass, in fixed point where that is faster.
+fn pass_at<'a, B: Block<V = __m256> + 'a>(
+    level: Level,
+    block: B,
+    matrix: Matrix<'a>,
+    x: ChunksExact<'_, f32>,
+) -> Box<dyn Pass + 'a> {
+    match level {
+        Level::Avx2Fixed if x.len() > MOST_INPUTS => panel::of_blocks::<panel::Fixed<__m256i, 8>, B>(block, matrix, &x),
+        _ => pass(block, matrix, x),
+    }
+}
+
+impl panel::Integers for __m256i {
+    type Floats = __m256;
+    const LEVEL: Level = Level::Avx2Fixed;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller has found the instructions of the level, here and below.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const [i16; 2]) -> Self {
+        // SAFETY: as above, and eight pairs can be read.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const [i16; 2]) -> Self {
+        // SAFETY: as above, and a pair can be read.
+        unsafe { _mm256_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(self, a: Self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi32(self, _mm256_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn to_floats(self) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtepi32_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(table: &[[f32; 16]], least: u32) -> [u32; 16] {
+        let mut lanes = [0; 16];
+        for half in [0, 8] {
+            // SAFETY: as above; half of an array holds a vector.
+            unsafe {
+                let mut largest = _mm256_set1_epi32(least as i32);
+                for x in table {
+                    let bits = _mm256_loadu_si256(x[half..].as_ptr().cast());
+                    largest = _mm256_max_epu32(largest, _mm256_and_si256(bits, _mm256_set1_epi32(i32::MAX)));
+                }
+                _mm256_storeu_si256(lanes[half..].as_mut_ptr().cast(), largest);
+            }
+        }
+        lanes
+    }
+
+    #[inline(always)]
+    unsafe fn round(x: &[f32; 16], times: &[f32; 16]) -> [[i16; 2]; 8] {
+        let mut rounded = [[0; 2]; 8];
+        // SAFETY: as above; half of an array holds a vector.
+        unsafe {
+            let [first, second] = [0, 8].map(|half| {
+                _mm256_cvtps_epi32(__m256::load(x[half..].as_ptr()).mul(__m256::load(times[half..].as_ptr())))
+            });
+            // Packing works on halves.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(first, second));
+            _mm256_storeu_si256(rounded.as_mut_ptr().cast(), packed);
+        }
+        rounded
     }
 }
 
@@ -65,11 +134,15 @@ pub(super) fn attention_rows(encoding: Encoding, head: usize) -> Box<dyn Rows> {
 }
 
 /// With as few steps of the upper bytes as the table allows.
-fn sign_magnitude<'a, const GROUP: usize>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
+fn sign_magnitude<'a, const GROUP: usize>(
+    level: Level,
+    matrix: Matrix<'a>,
+    x: ChunksExact<'_, f32>,
+) -> Option<Box<dyn Pass + 'a>> {
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
     Some(match SignMagnitude::<GROUP, 2>::new(values, scales) {
-        Some(block) => pass(block, matrix, x),
-        None => pass(SignMagnitude::<GROUP, 6>::new(values, scales)?, matrix, x),
+        Some(block) => pass_at(level, block, matrix, x),
+        None => pass_at(level, SignMagnitude::<GROUP, 6>::new(values, scales)?, matrix, x),
     })
 }
 

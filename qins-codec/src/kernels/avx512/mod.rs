@@ -4,7 +4,7 @@
 //! neighbouring weights, so that whatever the group, the scales are the same in all vectors.
 
 use super::{
-    AT_ONCE, Block, Decoded, Pass, VECTORS, Vector, WIDENED,
+    AT_ONCE, Block, Decoded, MOST_INPUTS, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_whole},
     avx2, panel, pass, scales_of_integers,
 };
@@ -18,25 +18,101 @@ mod raw;
 mod shaped;
 mod signed;
 
-pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>) -> Option<Box<dyn Pass + 'a>> {
+pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Level) -> Option<Box<dyn Pass + 'a>> {
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Fpins1 => pass(SignMagnitude::<2>::new(values, scales), matrix, x),
-        Format::Lin8 => match Integers::new(scales) {
-            Some(block) => pass(block, matrix, x),
-            None => panel::of_rows::<__m512>(matrix, &x),
-        },
-        Format::Q8h => pass(SignMagnitude::<4>::new(values, scales), matrix, x),
-        Format::Q6 => pass(Shaped64::new(values, scales), matrix, x),
-        Format::Q4 => pass(Scaled::<4>::new(values, scales), matrix, x),
-        Format::Q3 => pass(Scaled::<3>::new(values, scales), matrix, x),
-        Format::Q2 => pass(Scaled::<2>::new(values, scales), matrix, x),
+        Format::Q8 | Format::Log8 | Format::Fpins1 => {
+            pass_at(level, SignMagnitude::<2>::new(values, scales), matrix, x)
+        }
+        Format::Lin8 => pass_at(level, Integers::new(scales)?, matrix, x),
+        Format::Q8h => pass_at(level, SignMagnitude::<4>::new(values, scales), matrix, x),
+        Format::Q6 => pass_at(level, Shaped64::new(values, scales), matrix, x),
+        Format::Q4 => pass_at(level, Scaled::<4>::new(values, scales), matrix, x),
+        Format::Q3 => pass_at(level, Scaled::<3>::new(values, scales), matrix, x),
+        Format::Q2 => pass_at(level, Scaled::<2>::new(values, scales), matrix, x),
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
         // A gather, which more lanes make no faster.
-        Format::Q12 => return avx2::prepare(matrix, x),
+        Format::Q12 => return avx2::prepare(matrix, x, level),
         Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m512>(matrix, &x),
     })
+}
+
+/// A pass, in fixed point where that is faster.
+fn pass_at<'a, B: Block<V = __m512> + 'a>(
+    level: Level,
+    block: B,
+    matrix: Matrix<'a>,
+    x: ChunksExact<'_, f32>,
+) -> Box<dyn Pass + 'a> {
+    match level {
+        Level::Avx512Fixed if x.len() > MOST_INPUTS => panel::of_blocks::<panel::Fixed<__m512i, 16>, B>(block, matrix, &x),
+        _ => pass(block, matrix, x),
+    }
+}
+
+impl panel::Integers for __m512i {
+    type Floats = __m512;
+    const LEVEL: Level = Level::Avx512Fixed;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller has found the instructions of the level, here and below.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const [i16; 2]) -> Self {
+        // SAFETY: as above, and sixteen pairs can be read.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const [i16; 2]) -> Self {
+        // SAFETY: as above, and a pair can be read.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_products(self, a: Self, b: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { _mm512_dpwssd_epi32(self, a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn to_floats(self) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtepi32_ps(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(table: &[[f32; 16]], least: u32) -> [u32; 16] {
+        // SAFETY: as above; the arrays hold a vector.
+        unsafe {
+            let mut largest = _mm512_set1_epi32(least as i32);
+            for x in table {
+                let bits = _mm512_and_si512(_mm512_loadu_si512(x.as_ptr().cast()), _mm512_set1_epi32(i32::MAX));
+                largest = _mm512_max_epu32(largest, bits);
+            }
+            let mut lanes = [0; 16];
+            _mm512_storeu_si512(lanes.as_mut_ptr().cast(), largest);
+            lanes
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round(x: &[f32; 16], times: &[f32; 16]) -> [[i16; 2]; 8] {
+        // At so large a number f32 holds integers, and rounds to them.
+        const SHIFT: f32 = 1.5 * (1 << 23) as f32;
+        let mut rounded = [[0; 2]; 8];
+        // SAFETY: as above; the arrays hold a vector, or half of one.
+        unsafe {
+            let shifted = __m512::load(x.as_ptr()).mul_add(__m512::load(times.as_ptr()), __m512::splat(&SHIFT));
+            let lower = _mm512_cvtepi32_epi16(_mm512_castps_si512(shifted));
+            _mm256_storeu_si256(rounded.as_mut_ptr().cast(), lower);
+        }
+        rounded
+    }
 }
 
 /// Rows of keys and values.

@@ -1,0 +1,368 @@
+//! Products of many inputs: a panel of weights is decoded once, to numbers that stay in the second-level cache, and multiplied
+//! with all inputs, some rows and some vectors of inputs at a time, whose sums are as many as registers hold.
+//!
+//! A lane is an input, so that weights lie as rows are decoded and are broadcast. Each product is a sum over pieces of
+//! [`COLS`] columns, each summed from zero in the order of decoding, whatever rows and inputs go with it: its bits depend
+//! neither on the threads nor on the number of inputs.
+//!
+//! What weights and inputs become, and how a tile of them is multiplied, is an [`Arithmetic`].
+
+use super::*;
+use rayon::prelude::*;
+use std::marker::PhantomData;
+
+mod fixed;
+mod float;
+
+pub(super) use fixed::{Fixed, Integers};
+pub(super) use float::Float;
+
+/// Rows of a panel: whole tiles of every kind.
+pub(super) const PANEL_ROWS: usize = 48;
+
+/// Columns of a panel.
+const COLS: usize = 256;
+
+/// A piece of a row, or of an input, in the order of decoding.
+type Piece = [f32; COLS];
+
+/// How a piece of a row is decoded.
+pub(super) trait Source: Sync {
+    /// Columns that are decoded together.
+    const UNIT: usize;
+
+    /// The column of a unit that is decoded to a place.
+    fn column(place: usize) -> usize;
+
+    /// What sums of the row are still to be multiplied by.
+    fn base(&self, row: usize) -> f32;
+
+    /// Decodes as many columns as `out` is long, in whole units, from `first` on; zeros after the last.
+    ///
+    /// # Safety
+    /// The processor has the instructions of the source.
+    unsafe fn decode(&self, row: usize, first: usize, out: &mut [f32]);
+}
+
+/// What pieces of rows and inputs become, and how they are multiplied.
+pub(super) trait Arithmetic: Sync {
+    /// Sums, a lane for each input.
+    type V: Vector;
+    /// One that has the instructions.
+    const LEVEL: Level;
+    /// A piece of a row.
+    type Row: Copy;
+    /// A part of a piece of as many inputs as `V` has lanes.
+    type Part: Copy + Send + Sync;
+    /// Parts of a piece.
+    const PARTS: usize;
+
+    fn no_row() -> Self::Row;
+    fn no_part() -> Self::Part;
+
+    /// Puts one input's piece, of which `count` places are used, into a lane.
+    ///
+    /// # Safety
+    /// The processor has the instructions of the level, here and below.
+    unsafe fn put(x: &Piece, count: usize, lane: usize, parts: &mut [Self::Part]);
+
+    /// Decodes a piece of a row, whole units.
+    ///
+    /// # Safety
+    /// It has those of the source besides.
+    unsafe fn decode<S: Source>(source: &S, row: usize, first: usize, count: usize, out: &mut Self::Row);
+
+    /// Adds the products of all rows with the first vectors of inputs, [`tiles`] of the best size; returns how many vectors
+    /// those are.
+    ///
+    /// # Safety
+    /// As for [`tile`](Self::tile), of all `vectors`.
+    unsafe fn add(
+        rows: &[Self::Row],
+        x: &[Self::Part],
+        vectors: usize,
+        count: usize,
+        out: &mut [f32],
+        stride: usize,
+    ) -> usize;
+
+    /// The sums over `count` columns of the products of `R` rows with `N` vectors of inputs.
+    ///
+    /// # Safety
+    /// At the address are `N` times [`PARTS`](Self::PARTS), and `count` is at most [`COLS`].
+    unsafe fn tile<const R: usize, const N: usize>(
+        rows: &[Self::Row; R],
+        x: *const Self::Part,
+        count: usize,
+    ) -> [[Self::V; N]; R];
+}
+
+/// Blocks of codes.
+pub(super) struct Blocks<'a, B> {
+    block: B,
+    matrix: Matrix<'a>,
+}
+
+impl<B: Block> Source for Blocks<'_, B> {
+    const UNIT: usize = B::COLS;
+
+    fn column(place: usize) -> usize {
+        B::column(place)
+    }
+
+    fn base(&self, row: usize) -> f32 {
+        self.matrix.base(row)
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, row: usize, first: usize, out: &mut [f32]) {
+        let Header { format, cols, .. } = *self.matrix.header();
+        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let first = first / B::COLS;
+        let whole = (cols / B::COLS - first).min(out.len() / B::COLS);
+        let codes = &self.matrix.codes()[row * code_bytes..][..code_bytes][first * B::CODE_BYTES..];
+        let scales = &self.matrix.scales()[row * scale_bytes..][..scale_bytes];
+        let scales = &scales[format.base_bytes() + first * B::SCALES..];
+        let out_cols = out.len();
+        let (of_whole, last) = out.split_at_mut(whole * B::COLS);
+        // The next piece, which is decoded when this one is multiplied: of this row, or of the row in the next panel.
+        let ahead = match out_cols < cols - first * B::COLS {
+            true => out_cols / B::COLS * B::CODE_BYTES,
+            false => (PANEL_ROWS * code_bytes).wrapping_sub(first * B::CODE_BYTES),
+        };
+        for line in (0..codes.len().min(COLS / B::COLS * B::CODE_BYTES)).step_by(64) {
+            // SAFETY: as the caller promises.
+            unsafe { B::V::prefetch(codes.as_ptr().wrapping_add(ahead + line)) };
+        }
+        let (whole_codes, codes) = codes.split_at(whole * B::CODE_BYTES);
+        let (whole_scales, scales) = scales.split_at(whole * B::SCALES);
+        for (i, out) in of_whole.chunks_exact_mut(B::COLS).enumerate() {
+            let (codes, scales) = (whole_codes[i * B::CODE_BYTES..].as_ptr(), whole_scales[i * B::SCALES..].as_ptr());
+            // SAFETY: the slices hold `whole` blocks; the caller has found the instructions, here and below.
+            unsafe { decode_block(&self.block, codes, scales, out) };
+        }
+        if !last.is_empty() {
+            let (codes, scales) = last_block(codes, scales);
+            let last = &mut last[..B::COLS];
+            // SAFETY: the arrays hold one block.
+            unsafe { decode_block(&self.block, codes.as_ptr(), scales.as_ptr(), last) };
+            for (place, weight) in last.iter_mut().enumerate() {
+                if B::column(place) >= cols % B::COLS {
+                    *weight = 0.0;
+                }
+            }
+        }
+    }
+}
+
+/// Decodes a block to as many weights as it has.
+///
+/// # Safety
+/// As for [`Block::decode`].
+#[inline(always)]
+unsafe fn decode_block<B: Block>(block: &B, codes: *const u8, scales: *const u8, out: &mut [f32]) {
+    assert_eq!(out.len(), B::COLS);
+    // SAFETY: as the caller promises; a block is `VECTORS` vectors.
+    unsafe {
+        let (weights, scale) = block.decode(codes, scales);
+        for (j, weights) in weights.into_iter().enumerate() {
+            let weights = if B::SCALED { weights.mul(scale) } else { weights };
+            weights.store(out.as_mut_ptr().add(j * B::V::LANES));
+        }
+    }
+}
+
+/// Rows without blocks, decoded as everywhere.
+pub(super) struct Plain<'a> {
+    matrix: Matrix<'a>,
+}
+
+impl Source for Plain<'_> {
+    const UNIT: usize = 1;
+
+    fn column(place: usize) -> usize {
+        place
+    }
+
+    fn base(&self, _: usize) -> f32 {
+        1.0
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, row: usize, first: usize, out: &mut [f32]) {
+        self.matrix.decode_columns(row, first, out);
+    }
+}
+
+/// Inputs by pieces of [`COLS`] columns in the order of decoding: vectors of inputs, each with those of all columns. Zeros
+/// after the last column and the last input.
+struct Packed<A: Arithmetic> {
+    parts: Vec<A::Part>,
+    vectors: usize,
+}
+
+impl<A: Arithmetic> Packed<A> {
+    fn new<S: Source>(x: &ChunksExact<'_, f32>, cols: usize) -> Self {
+        let vectors = x.len().div_ceil(A::V::LANES);
+        let columns: Vec<usize> = (0..COLS).map(|place| place / S::UNIT * S::UNIT + S::column(place % S::UNIT)).collect();
+        let mut parts = vec![A::no_part(); cols.div_ceil(COLS) * vectors * A::PARTS];
+        parts.par_chunks_exact_mut(A::PARTS).enumerate().for_each(|(i, parts)| {
+            let (piece, vector) = (i / vectors, i % vectors);
+            let x = x.clone().skip(vector * A::V::LANES).take(A::V::LANES);
+            A::LEVEL.run(Pack::<A, _> { x, from: piece * COLS, unit: S::UNIT, columns: &columns, parts });
+        });
+        Self { parts, vectors }
+    }
+
+    /// A piece and its vectors from one on.
+    fn piece(&self, piece: usize, vector: usize) -> &[A::Part] {
+        &self.parts[(piece * self.vectors + vector) * A::PARTS..]
+    }
+}
+
+/// Fills the parts of a piece with some inputs.
+struct Pack<'a, A: Arithmetic, X> {
+    x: X,
+    /// The first column.
+    from: usize,
+    /// Columns that are decoded together.
+    unit: usize,
+    /// The column of each place.
+    columns: &'a [usize],
+    parts: &'a mut [A::Part],
+}
+
+impl<'a, A: Arithmetic, X: Iterator<Item = &'a [f32]>> Kernel for Pack<'_, A, X> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (lane, x) in self.x.enumerate() {
+            let x = &x[self.from..x.len().min(self.from + COLS)];
+            let count = x.len().next_multiple_of(self.unit);
+            let mut piece = [0.0; COLS];
+            for (out, &column) in piece[..count].iter_mut().zip(self.columns) {
+                *out = x.get(column).copied().unwrap_or(0.0);
+            }
+            // SAFETY: this runs at the level.
+            unsafe { A::put(&piece, count, lane, self.parts) };
+        }
+    }
+}
+
+/// A source and its inputs.
+struct Panels<S, A: Arithmetic> {
+    source: S,
+    cols: usize,
+    inputs: Packed<A>,
+}
+
+/// A pass over all inputs with blocks of codes.
+pub(super) fn of_blocks<'a, A: Arithmetic<V = B::V> + 'a, B: Block + 'a>(
+    block: B,
+    matrix: Matrix<'a>,
+    x: &ChunksExact<'_, f32>,
+) -> Box<dyn Pass + 'a> {
+    panels::<A, _>(Blocks { block, matrix }, matrix, x)
+}
+
+/// A pass over any inputs with rows that are decoded as everywhere.
+pub(super) fn of_rows<'a, V: Vector + 'a>(matrix: Matrix<'a>, x: &ChunksExact<'_, f32>) -> Box<dyn Pass + 'a> {
+    panels::<Float<V>, _>(Plain { matrix }, matrix, x)
+}
+
+fn panels<'a, A: Arithmetic + 'a, S: Source + 'a>(
+    source: S,
+    matrix: Matrix<'a>,
+    x: &ChunksExact<'_, f32>,
+) -> Box<dyn Pass + 'a> {
+    let cols = matrix.header().cols;
+    let inputs = Packed::<A>::new::<S>(x, cols);
+    Box::new(Panels { source, cols, inputs })
+}
+
+impl<S: Source, A: Arithmetic> Pass for Panels<S, A> {
+    fn rows(&self) -> usize {
+        PANEL_ROWS
+    }
+
+    fn stride(&self) -> usize {
+        self.inputs.vectors * A::V::LANES
+    }
+
+    fn of_rows(&self, first: usize, out: &mut [f32], stride: usize) {
+        A::LEVEL.run(Panel { panels: self, first, out, stride });
+    }
+}
+
+struct Panel<'a, S, A: Arithmetic> {
+    panels: &'a Panels<S, A>,
+    first: usize,
+    out: &'a mut [f32],
+    stride: usize,
+}
+
+impl<S: Source, A: Arithmetic> Kernel for Panel<'_, S, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let mut weights = vec![A::no_row(); PANEL_ROWS];
+        for (i, out) in self.out.chunks_mut(PANEL_ROWS * self.stride).enumerate() {
+            self.panels.together(self.first + i * PANEL_ROWS, out, self.stride, &mut weights);
+        }
+    }
+}
+
+impl<S: Source, A: Arithmetic> Panels<S, A> {
+    /// The products of [`PANEL_ROWS`] rows or fewer, run at the level of `A`, by way of these `weights`.
+    #[inline(always)]
+    fn together(&self, first: usize, out: &mut [f32], stride: usize, weights: &mut [A::Row]) {
+        let Panels { source, cols, inputs } = self;
+        let rows = out.len().div_ceil(stride);
+        for (piece, start) in (0..*cols).step_by(COLS).enumerate() {
+            let count = COLS.min(cols - start).next_multiple_of(S::UNIT);
+            for (row, weights) in weights.iter_mut().take(rows).enumerate() {
+                // SAFETY: `Level::run` has found the instructions, here and below.
+                unsafe { A::decode(source, first + row, start, count, weights) };
+            }
+            let mut vector = 0;
+            while vector < inputs.vectors {
+                let (parts, out) = (inputs.piece(piece, vector), &mut out[vector * A::V::LANES..]);
+                // SAFETY: the parts are those of the vectors that are left.
+                vector += unsafe { A::add(weights, parts, inputs.vectors - vector, count, out, stride) };
+            }
+        }
+        for (row, out) in out.chunks_mut(stride).enumerate() {
+            let base = source.base(first + row);
+            out[..inputs.vectors * A::V::LANES].iter_mut().for_each(|out| *out *= base);
+        }
+    }
+}
+
+/// Adds the products of all rows with `N` vectors of inputs, `R` rows at a time; returns `N`.
+///
+/// # Safety
+/// As for [`Arithmetic::tile`].
+#[inline(always)]
+unsafe fn tiles<A: Arithmetic, const R: usize, const N: usize>(
+    rows: &[A::Row],
+    x: &[A::Part],
+    count: usize,
+    out: &mut [f32],
+    stride: usize,
+) -> usize {
+    const { assert!(PANEL_ROWS.is_multiple_of(R)) };
+    assert!(x.len() >= N * A::PARTS && count <= COLS);
+    for (rows, out) in rows.as_chunks::<R>().0.iter().zip(out.chunks_mut(R * stride)) {
+        // SAFETY: as the caller promises, here and below; there are as many parts.
+        let sums = unsafe { A::tile::<R, N>(rows, x.as_ptr(), count) };
+        for (out, sums) in out.chunks_mut(stride).zip(sums) {
+            for (out, sum) in out[..N * A::V::LANES].chunks_exact_mut(A::V::LANES).zip(sums) {
+                // SAFETY: the slice has as many values as there are lanes.
+                unsafe { A::V::load(out.as_ptr()).add(sum).store(out.as_mut_ptr()) };
+            }
+        }
+    }
+    N
+}
