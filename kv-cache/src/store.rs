@@ -86,9 +86,21 @@ impl<B: Backend> QinsKvCache<B> {
     }
 }
 
-/// The values of a tensor, row-major.
+/// The values of a tensor `[batch, heads, tokens, head]`, row-major.
 fn read<B: Backend>(tensor: Tensor<B, 4>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().into_vec().expect("just converted to f32")
+    let [batch, heads, tokens, head] = tensor.dims();
+    // As models compute them, of which this tensor is a view: backends are slow to put heads before tokens.
+    let values = tensor.swap_dims(1, 2).into_data().convert::<f32>().into_vec().expect("just converted to f32");
+    heads_apart(&values, [batch, tokens, heads, head])
+}
+
+/// `[batch, n, m, head]` as `[batch, m, n, head]`.
+fn heads_apart(values: &[f32], [batch, n, m, head]: [usize; 4]) -> Vec<f32> {
+    let at = |b, i, j| &values[((b * n + i) * m + j) * head..][..head];
+    let in_order = (0..batch).flat_map(|b| (0..m).flat_map(move |j| (0..n).map(move |i| (b, i, j))));
+    let mut out = Vec::with_capacity(values.len());
+    in_order.for_each(|(b, i, j)| out.extend_from_slice(at(b, i, j)));
+    out
 }
 
 /// The backend's own float tensor.
@@ -117,10 +129,10 @@ impl<B: Backend> KvStore<B> for QinsKvCache<B> {
         let seen = Seen { window: rule.window, left_padding: &rule.left_padding };
         match stored {
             Stored::Host(layer) => {
-                let (shape, device) = (queries.shape(), queries.device());
-                let [_, heads, _, _] = queries.dims();
+                let (device, [batch, heads, tokens, head]) = (queries.device(), queries.dims());
                 let attended = layer.attend(&read(queries), heads, seen);
-                Tensor::from_data(TensorData::new(attended, shape), &device)
+                let attended = heads_apart(&attended, [batch, heads, tokens, head]);
+                Tensor::<B, 4>::from_data(TensorData::new(attended, [batch, tokens, heads, head]), &device).swap_dims(1, 2)
             }
             Stored::Device(kv) => {
                 let attended = kv.attend(primitive(queries), seen);

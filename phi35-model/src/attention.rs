@@ -40,11 +40,15 @@ impl<B: Backend> Attention<B> {
     ) -> Tensor<B, 3> {
         let [batch, tokens, _] = x.dims();
         let (heads, kv_heads, head) = (self.heads, self.kv_heads, self.head);
-        let qkv = self.qkv_proj.forward(x).reshape([batch, tokens, heads + 2 * kv_heads, head]).swap_dims(1, 2);
-        let part = |from, n| qkv.clone().slice([0..batch, from..from + n, 0..tokens, 0..head]);
-        let rotated = rope.apply(part(0, heads + kv_heads));
+        let qkv = self.qkv_proj.forward(x);
+        let turned = (heads + kv_heads) * head;
+        let rotated = rope.apply(qkv.clone().slice_dim(2, 0..turned));
+        // Views, which stores read as the numbers lie.
+        let by_head = |x: Tensor<B, 3>, n| x.reshape([batch, tokens, n, head]).swap_dims(1, 2);
+        let values = by_head(qkv.slice_dim(2, turned..turned + kv_heads * head), kv_heads);
+        let rotated = by_head(rotated, heads + kv_heads);
         let (queries, keys) = (rotated.clone().slice_dim(1, 0..heads), rotated.slice_dim(1, heads..heads + kv_heads));
-        store.append(keys, part(heads + kv_heads, kv_heads));
+        store.append(keys, values);
         let attended = store.attend(queries, mask).swap_dims(1, 2).reshape([batch, tokens, heads * head]);
         self.o_proj.forward(attended)
     }

@@ -27,9 +27,9 @@ impl<B: Backend> Mlp<B> {
         let [batch, tokens, _] = x.dims();
         let both = self.gate_up_proj.forward(x);
         let width = both.dims()[2] / 2;
-        // All gates before all ups, because backends are slow to step over halves of rows.
-        let both = both.reshape([batch * tokens, 2, width]).swap_dims(0, 1).reshape([2, batch, tokens, width]);
-        let half = |i: usize| both.clone().slice_dim(0, i..i + 1).reshape([batch, tokens, width]);
-        self.down_proj.forward(silu(half(0)) * half(1))
+        // Reshaped, a half becomes a tensor of its own: backends are slow to step over halves of rows again and again.
+        let half = |from| both.clone().slice_dim(2, from..from + width).reshape([batch * tokens, width]);
+        let gated = silu(half(0)) * half(width);
+        self.down_proj.forward(gated.reshape([batch, tokens, width]))
     }
 }

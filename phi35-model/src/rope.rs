@@ -4,14 +4,17 @@ use crate::{Config, config::RopeScaling};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use std::iter::repeat_n;
 
-/// What rotates heads to the positions of some tokens: `x cos + swapped(x) sin`, where the halves that turn with each other
-/// are swapped.
+/// What rotates queries and keys to the positions of some tokens: `x cos + swapped(x) sin`, where the halves that turn with
+/// each other are swapped.
+///
+/// Both factors are there for every head, so that backends multiply numbers as they lie.
 #[derive(Debug, Clone)]
 pub struct Rope<B: Backend> {
-    /// `[batch or 1, 1, tokens, head]`, 1 for dimensions that do not turn.
-    cos: Tensor<B, 4>,
+    /// `[batch or 1, tokens * heads * head]`, 1 for dimensions that do not turn.
+    cos: Tensor<B, 2>,
     /// The same shape, negative for the first half, 0 for dimensions that do not turn.
-    sin: Tensor<B, 4>,
+    sin: Tensor<B, 2>,
+    head: usize,
     rotary: usize,
 }
 
@@ -50,33 +53,41 @@ impl<B: Backend> Rope<B> {
                 .collect();
             row.tokens.iter().flat_map(|&p| inverse.iter().map(move |f| p as f32 * f)).collect()
         };
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let (heads, head) = (config.num_attention_heads + config.key_value_heads(), config.head_size());
+        let tokens = rows.first().map_or(0, |row| row.tokens.len());
+        let shape = [rows.len(), tokens * heads * head];
+        let [mut cos, mut sin] = [(); 2].map(|()| Vec::with_capacity(rows.len() * tokens * heads * head));
         for row in rows {
             for angles in angles(row).chunks_exact(rotary / 2) {
-                let passed = config.head_size() - rotary;
                 let half = || angles.iter().map(|a| a.cos() * scale);
-                cos.extend(half().chain(half()).chain(repeat_n(1.0, passed)));
+                let of_head: Vec<f32> = half().chain(half()).chain(repeat_n(1.0, head - rotary)).collect();
+                (0..heads).for_each(|_| cos.extend_from_slice(&of_head));
                 let half = || angles.iter().map(|a| a.sin() * scale);
-                sin.extend(half().map(|sin| -sin).chain(half()).chain(repeat_n(0.0, passed)));
+                let minus = half().map(|sin| -sin);
+                let of_head: Vec<f32> = minus.chain(half()).chain(repeat_n(0.0, head - rotary)).collect();
+                (0..heads).for_each(|_| sin.extend_from_slice(&of_head));
             }
         }
-        let shape = [rows.len(), 1, rows.first().map_or(0, |row| row.tokens.len()), config.head_size()];
         let tensor = |v: Vec<f32>| Tensor::from_data(TensorData::new(v, shape), device);
-        Self { cos: tensor(cos), sin: tensor(sin), rotary }
+        Self { cos: tensor(cos), sin: tensor(sin), head, rotary }
     }
 
     /// Rotates the first `rotary` dimensions of each head by halves: dimension `i` with `i + rotary/2`. The rest pass.
     ///
-    /// `x`: `[batch, heads, tokens, head]`.
-    pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let (half, head) = (self.rotary / 2, x.dims()[3]);
-        let part = |from, to| x.clone().slice_dim(3, from..to);
+    /// `x`: `[batch, tokens, (heads + kv heads) * head]`, queries and then keys.
+    pub fn apply(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let (shape, half, head) = (x.dims(), self.rotary / 2, self.head);
+        let [batch, tokens, width] = shape;
+        let x = x.reshape([batch, tokens * width]);
+        let heads = x.clone().reshape([batch * tokens * width / head, head]);
+        let part = |from, to| heads.clone().slice_dim(1, from..to);
         let mut swapped = vec![part(half, 2 * half), part(0, half)];
         if 2 * half < head {
             swapped.push(part(2 * half, head));
         }
-        let swapped = Tensor::cat(swapped, 3);
-        x * self.cos.clone() + swapped * self.sin.clone()
+        let swapped = Tensor::cat(swapped, 1).reshape([batch, tokens * width]);
+        drop(heads);
+        (x * self.cos.clone() + swapped * self.sin.clone()).reshape(shape)
     }
 }
 

@@ -12,9 +12,6 @@ use rayon::prelude::*;
 /// Bytes of codes that one task reads at least: enough work to pay for the task, enough tasks to share.
 const TASK: usize = 32 << 10;
 
-/// Inputs and rows whose products are put in order together: a cache line of them.
-const INPUTS: usize = 16;
-
 /// Partial sums of a dot product; fixed, so that a result does not depend on the machine.
 const LANES: usize = 16;
 
@@ -62,37 +59,47 @@ impl Matrix<'_> {
         let header = self.header();
         let rows = header.rows;
         let rows_a_task = (TASK / (header.code_bytes() / rows)).max(1).next_multiple_of(at_once);
-        // [out, m] first: each task owns whole rows of it.
-        let mut transposed = vec![0.0; rows * stride];
-        if rows <= rows_a_task {
-            work(0, &mut transposed);
-        } else {
-            let tasks = transposed.par_chunks_mut(rows_a_task * stride).enumerate();
-            tasks.for_each(|(task, out)| work(task * rows_a_task, out));
-        }
-        if stride == 1 {
-            return transposed;
-        }
         let mut out = vec![0.0; rows * m];
-        let some_inputs = out.par_chunks_mut(rows * INPUTS).enumerate();
-        some_inputs.for_each(|(i, out)| {
-            let count = out.len() / rows;
-            for (first, values) in transposed.chunks(stride * INPUTS).enumerate() {
-                // Whole cache lines are written: rows of a power of two would meet in few sets of the cache.
-                let mut square = [[0.0; INPUTS]; INPUTS];
-                for (row, values) in values.chunks_exact(stride).enumerate() {
-                    for (of_input, &value) in square[..count].iter_mut().zip(&values[i * INPUTS..]) {
-                        of_input[row] = value;
-                    }
-                }
-                for (out, of_input) in out.chunks_exact_mut(rows).zip(&square) {
-                    let out = &mut out[first * INPUTS..];
-                    let some = out.len().min(INPUTS);
-                    out[..some].copy_from_slice(&of_input[..some]);
+        if stride == 1 {
+            let tasks = out.par_chunks_mut(rows_a_task).enumerate();
+            tasks.for_each(|(task, out)| work(task * rows_a_task, out));
+            return out;
+        }
+        // A task owns its rows of every input's products, and puts them there while they are in a cache.
+        let mut tasks: Vec<_> = (0..rows.div_ceil(rows_a_task)).map(|_| Vec::with_capacity(m)).collect();
+        for of_input in out.chunks_exact_mut(rows) {
+            tasks.iter_mut().zip(of_input.chunks_mut(rows_a_task)).for_each(|(task, out)| task.push(out));
+        }
+        tasks.into_par_iter().enumerate().for_each(|(task, mut out)| {
+            let mut products = vec![0.0; out[0].len() * stride];
+            work(task * rows_a_task, &mut products);
+            for (first, out) in out.chunks_mut(SQUARE).enumerate() {
+                for (rows, products) in products.chunks(SQUARE * stride).enumerate() {
+                    put_square(out, rows * SQUARE, &products[first * SQUARE..], stride);
                 }
             }
         });
         out
+    }
+}
+
+/// Inputs and rows that are put in order together: a cache line of each.
+const SQUARE: usize = 16;
+
+/// Puts products `[rows, stride]` of some inputs into what they have from a row on.
+fn put_square(out: &mut [&mut [f32]], first_row: usize, products: &[f32], stride: usize) {
+    let mut square = [[0.0; SQUARE]; SQUARE];
+    for (row, products) in products.chunks(stride).take(SQUARE).enumerate() {
+        match products.first_chunk::<SQUARE>() {
+            Some(products) => (0..SQUARE).for_each(|i| square[i][row] = products[i]),
+            None => square.iter_mut().zip(products).for_each(|(of_input, &product)| of_input[row] = product),
+        }
+    }
+    for (out, of_input) in out.iter_mut().zip(&square) {
+        match out[first_row..].first_chunk_mut() {
+            Some(out) => *out = *of_input,
+            None => out[first_row..].iter_mut().zip(of_input).for_each(|(out, &product)| *out = product),
+        }
     }
 }
 

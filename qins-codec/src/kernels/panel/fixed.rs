@@ -118,9 +118,9 @@ impl<I: Integers, const LANES: usize> Arithmetic for Fixed<I, LANES> {
         // SAFETY: as the caller promises.
         unsafe {
             match (vectors, I::Floats::SUMS) {
-                (1, 24..) => tiles::<Self, 12, 1>(rows, x, count, out, stride),
+                (1, 24..) => tiles::<Self, 24, 1>(rows, x, count, out, stride),
                 (1, _) => tiles::<Self, 6, 1>(rows, x, count, out, stride),
-                (_, 24..) => tiles::<Self, 6, 2>(rows, x, count, out, stride),
+                (_, 24..) => tiles::<Self, 12, 2>(rows, x, count, out, stride),
                 (_, _) => tiles::<Self, 3, 2>(rows, x, count, out, stride),
             }
         }
