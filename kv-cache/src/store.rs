@@ -132,7 +132,8 @@ impl<B: Backend> KvStore<B> for QinsKvCache<B> {
                 let (device, [batch, heads, tokens, head]) = (queries.device(), queries.dims());
                 let attended = layer.attend(&read(queries), heads, seen);
                 let attended = heads_apart(&attended, [batch, heads, tokens, head]);
-                Tensor::<B, 4>::from_data(TensorData::new(attended, [batch, tokens, heads, head]), &device).swap_dims(1, 2)
+                Tensor::<B, 4>::from_data(TensorData::new(attended, [batch, tokens, heads, head]), &device)
+                    .swap_dims(1, 2)
             }
             Stored::Device(kv) => {
                 let attended = kv.attend(primitive(queries), seen);

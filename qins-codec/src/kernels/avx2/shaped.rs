@@ -20,7 +20,10 @@ unsafe fn shape<T>(tables: &[T; 4], scale: *const u8) -> &T {
 
 /// Tables of 64 small integers: sixteen entries at a time.
 pub(super) struct Shaped64 {
-    entries: [[i8; 64]; 4],
+    /// By which bits they differ from the entry 16 codes before.
+    differences: [[i8; 64]; 4],
+    /// 16 in all bytes.
+    sixteen: __m256i,
     /// For entries as [`Bytes`] widens them.
     scales: Box<[f32; 256]>,
     integers: Bytes,
@@ -29,8 +32,11 @@ pub(super) struct Shaped64 {
 impl Shaped64 {
     /// Needs AVX2.
     pub(super) fn new(scales: &[f32; 256]) -> Self {
-        let entries = shaped::tables(Format::Q6).map(|table| table.try_into().expect("64 entries"));
-        Self { entries, scales: Box::new(scales.map(|scale| scale / WIDENED)), integers: Bytes::new() }
+        let difference = |table: &[i8], code: usize| table[code] ^ if code < 16 { 0 } else { table[code - 16] };
+        let differences = shaped::tables(Format::Q6).map(|table| std::array::from_fn(|code| difference(table, code)));
+        // SAFETY: kernels are prepared only where there is AVX2. Known to the compiler, all multiples would be loaded.
+        let sixteen = std::hint::black_box(unsafe { _mm256_set1_epi8(16) });
+        Self { differences, sixteen, scales: Box::new(scales.map(|scale| scale / WIDENED)), integers: Bytes::new() }
     }
 }
 
@@ -67,16 +73,15 @@ impl Block for Shaped64 {
             let odd = _mm256_and_si256(_mm256_srli_epi16::<2>(pairs), _mm256_set1_epi16(0x3F00));
             let codes = _mm256_or_si256(even, odd);
 
-            let first = shape(&self.entries, scales).as_ptr().cast::<u8>();
-            let second = shape(&self.entries, scales.add(1)).as_ptr().cast::<u8>();
-            let mut quarters = [codes; 4];
-            for (i, quarter) in quarters.iter_mut().enumerate() {
-                *quarter = _mm256_shuffle_epi8(load_halves(first.add(16 * i), second.add(16 * i)), codes);
+            let first = shape(&self.differences, scales).as_ptr().cast::<u8>();
+            let second = shape(&self.differences, scales.add(1)).as_ptr().cast::<u8>();
+            // A negative index finds 0. So differences are taken up to the 16 codes that a code is one of.
+            let (mut values, mut index) = (_mm256_setzero_si256(), codes);
+            for i in 0..4 {
+                let differences = load_halves(first.add(16 * i), second.add(16 * i));
+                values = _mm256_xor_si256(values, _mm256_shuffle_epi8(differences, index));
+                index = _mm256_sub_epi8(index, self.sixteen);
             }
-            let [a, b, c, d] = quarters;
-            // A blend looks at the upper bit of each byte.
-            let [bit_4, bit_5] = [_mm256_slli_epi16::<3>(codes), _mm256_slli_epi16::<2>(codes)];
-            let values = _mm256_blendv_epi8(_mm256_blendv_epi8(a, b, bit_4), _mm256_blendv_epi8(c, d, bit_4), bit_5);
 
             let scales =
                 _mm256_blend_ps::<0b1111_0000>(one_scale(&self.scales, scales), one_scale(&self.scales, scales.add(1)));

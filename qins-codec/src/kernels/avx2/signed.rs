@@ -5,7 +5,10 @@ use super::*;
 /// Sign and 7-bit magnitude, of which the table falls from code 0 on. Lower bytes are looked up sixteen entries at a time;
 /// upper bytes, which change slowly, among the last 16 codes, and before them by the `STEPS` codes at which they fall.
 pub(super) struct SignMagnitude<'a, const GROUP: usize, const STEPS: usize> {
+    /// Those of 16 codes, by which bits they differ from the 16 before.
     lower: [__m256i; 8],
+    /// 16 in all bytes.
+    sixteen: __m256i,
     upper_end: __m256i,
     /// An upper byte is greater by one for each of these codes that is greater than its own.
     steps: [__m256i; STEPS],
@@ -36,10 +39,13 @@ impl<'a, const GROUP: usize, const STEPS: usize> SignMagnitude<'a, GROUP, STEPS>
                 found += 1;
             }
         }
+        let differences: [u8; 128] = std::array::from_fn(|m| lower[m] ^ if m < 16 { 0 } else { lower[m - 16] });
         // SAFETY: kernels are prepared only where there is AVX2; each address is that of 16 bytes or more.
         unsafe {
             Some(Self {
-                lower: std::array::from_fn(|i| load_twice(lower[16 * i..].as_ptr())),
+                lower: std::array::from_fn(|i| load_twice(differences[16 * i..].as_ptr())),
+                // Known to the compiler, all multiples would be loaded.
+                sixteen: std::hint::black_box(_mm256_set1_epi8(16)),
                 upper_end: load_twice(upper[END..].as_ptr()),
                 steps: steps.map(|code| _mm256_set1_epi8(code)),
                 scales,
@@ -74,16 +80,13 @@ impl<const GROUP: usize, const STEPS: usize> Block for SignMagnitude<'_, GROUP, 
             }
             upper = _mm256_or_si256(upper, _mm256_andnot_si256(_mm256_set1_epi8(0x7F), codes));
 
-            // A blend looks at the upper bit of each byte.
-            let [bit_4, bit_5] = [_mm256_slli_epi16::<3>(codes), _mm256_slli_epi16::<2>(codes)];
-            let bit_6 = _mm256_slli_epi16::<1>(codes);
-            let mut quarters = [magnitudes; 4];
-            for (i, quarter) in quarters.iter_mut().enumerate() {
-                let [even, odd] = [2 * i, 2 * i + 1].map(|at| _mm256_shuffle_epi8(self.lower[at], magnitudes));
-                *quarter = _mm256_blendv_epi8(even, odd, bit_4);
+            // A negative index finds 0. So differences are taken up to the 16 codes that a code is one of.
+            let mut lower = _mm256_shuffle_epi8(self.lower[0], magnitudes);
+            let mut index = magnitudes;
+            for &differences in &self.lower[1..] {
+                index = _mm256_sub_epi8(index, self.sixteen);
+                lower = _mm256_xor_si256(lower, _mm256_shuffle_epi8(differences, index));
             }
-            let [a, b, c, d] = quarters;
-            let lower = _mm256_blendv_epi8(_mm256_blendv_epi8(a, b, bit_5), _mm256_blendv_epi8(c, d, bit_5), bit_6);
 
             let scale = match GROUP {
                 32 => one_scale(self.scales, scales),

@@ -46,7 +46,9 @@ fn pass_at<'a, B: Block<V = __m512> + 'a>(
     x: ChunksExact<'_, f32>,
 ) -> Box<dyn Pass + 'a> {
     match level {
-        Level::Avx512Fixed if x.len() > MOST_INPUTS => panel::of_blocks::<panel::Fixed<__m512i, 16>, B>(block, matrix, &x),
+        Level::Avx512Fixed if x.len() > MOST_INPUTS => {
+            panel::of_blocks::<panel::Fixed<__m512i, 16>, B>(block, matrix, &x)
+        }
         _ => pass(block, matrix, x),
     }
 }

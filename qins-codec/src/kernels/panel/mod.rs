@@ -204,7 +204,8 @@ struct Packed<A: Arithmetic> {
 impl<A: Arithmetic> Packed<A> {
     fn new<S: Source>(x: &ChunksExact<'_, f32>, cols: usize) -> Self {
         let vectors = x.len().div_ceil(A::V::LANES);
-        let columns: Vec<usize> = (0..COLS).map(|place| place / S::UNIT * S::UNIT + S::column(place % S::UNIT)).collect();
+        let columns: Vec<usize> =
+            (0..COLS).map(|place| place / S::UNIT * S::UNIT + S::column(place % S::UNIT)).collect();
         let mut parts = vec![A::no_part(); cols.div_ceil(COLS) * vectors * A::PARTS];
         parts.par_chunks_exact_mut(A::PARTS).enumerate().for_each(|(i, parts)| {
             let (piece, vector) = (i / vectors, i % vectors);
