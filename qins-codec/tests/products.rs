@@ -159,37 +159,53 @@ fn draws(count: usize, mut state: u64) -> Vec<f32> {
     (0..count).map(|_| (0..8).map(|_| uniform()).sum()).collect()
 }
 
-/// Inputs in fixed point lose little beside what codes have lost; so do those with one that is far greater than the others, as
-/// transformers have. In decibels.
-#[test]
-fn fixed_point_loses_less_than_codes() {
-    if !Level::Avx2Fixed.is_supported() {
-        println!("skipped: this processor lacks AVX2");
-        return;
-    }
+/// What products in fixed point lose beside what codes have lost, in decibels below it.
+fn below_codes(level: Level, format: Format, m: usize, greatest: f32) -> f64 {
     const COLS: usize = 3072;
     const ROWS: usize = 256;
     let weights = draws(ROWS * COLS, 1);
-    for format in [Format::Lin8, Format::Q4] {
-        let encoded = qins_codec::encode(format, &qins_codec::Slice::new(&weights, ROWS, COLS)).unwrap();
-        let decoded = encoded.matrix().decode();
-        for (greatest, least) in [(1.0, 40.0), (100.0, 25.0), (1e4, 25.0)] {
-            let mut x = draws(COLS, 2);
-            x[1000] *= greatest;
-            let sums = |weights: &[f32]| -> Vec<f64> {
-                let sum = |row: &[f32]| row.iter().zip(&x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
-                weights.chunks_exact(COLS).map(sum).collect()
-            };
-            let of_codes = sums(&decoded);
-            let product = encoded.matrix().matmul_at(Level::Avx2Fixed, &x, 1);
-            let noise = |a: &[f64], b: &mut dyn Iterator<Item = f64>| -> f64 {
-                a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
-            };
-            let lost = noise(&of_codes, &mut sums(&weights).into_iter());
-            let rounded = noise(&of_codes, &mut product.iter().copied().map(f64::from));
-            let less = 10.0 * (lost / rounded).log10();
-            println!("{format}, one input {greatest} times the others: {less:.1} dB less than codes");
-            assert!(less > least, "{less}");
+    let encoded = qins_codec::encode(format, &qins_codec::Slice::new(&weights, ROWS, COLS)).unwrap();
+    let decoded = encoded.matrix().decode();
+    let mut x = draws(m * COLS, 2);
+    x.chunks_exact_mut(COLS).for_each(|x| x[1000] *= greatest);
+    let sums = |weights: &[f32]| -> Vec<f64> {
+        let sum = |row: &[f32], x: &[f32]| row.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+        x.chunks_exact(COLS).flat_map(|x| weights.chunks_exact(COLS).map(move |row| sum(row, x))).collect()
+    };
+    let of_codes = sums(&decoded);
+    let noise = |found: &mut dyn Iterator<Item = f64>| -> f64 {
+        of_codes.iter().zip(found).map(|(sum, found)| (sum - found).powi(2)).sum()
+    };
+    let lost = noise(&mut sums(&weights).into_iter());
+    let rounded = noise(&mut encoded.matrix().matmul_at(level, &x, m).into_iter().map(f64::from));
+    10.0 * (lost / rounded).log10()
+}
+
+/// So with inputs of which one is far greater than the others, as transformers have.
+#[test]
+fn fixed_point_loses_less_than_codes() {
+    let of_8_bits = [Format::Q8, Format::Q8h, Format::Lin8, Format::Log8, Format::Fpins1];
+    let of_few_bits = [Format::Q6, Format::Q4, Format::Q3, Format::Q2];
+    let many = [&of_8_bits[..], &of_few_bits].concat();
+    let cases: [(Level, usize, &[Format]); 3] = [
+        (Level::Avx2Fixed, 1, &[Format::Lin8, Format::Q4]),
+        (Level::Avx2Fixed, 16, &many),
+        (Level::Avx512Fixed, 16, &many),
+    ];
+    for (level, m, formats) in cases {
+        if !level.is_supported() {
+            println!("skipped: this processor lacks what {} needs", level.name());
+            continue;
+        }
+        for &format in formats {
+            for (greatest, least) in [(1.0, 26.0), (100.0, 20.0), (1e4, 20.0)] {
+                let less = below_codes(level, format, m, greatest);
+                println!(
+                    "{} with {format}, {m} inputs, one value {greatest} times the others: {less:.1} dB less than codes",
+                    level.name()
+                );
+                assert!(less > least, "{less}");
+            }
         }
     }
 }
