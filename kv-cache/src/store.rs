@@ -86,12 +86,10 @@ impl<B: Backend> QinsKvCache<B> {
     }
 }
 
-/// The values of a tensor `[batch, heads, tokens, head]`, row-major.
+/// The values of a tensor `[batch, heads, tokens, head]` as `[batch, tokens, heads, head]`: so models compute them, of which
+/// this is a view, and backends are slow to put heads before tokens.
 fn read<B: Backend>(tensor: Tensor<B, 4>) -> Vec<f32> {
-    let [batch, heads, tokens, head] = tensor.dims();
-    // As models compute them, of which this tensor is a view: backends are slow to put heads before tokens.
-    let values = tensor.swap_dims(1, 2).into_data().convert::<f32>().into_vec().expect("just converted to f32");
-    heads_apart(&values, [batch, tokens, heads, head])
+    tensor.swap_dims(1, 2).into_data().convert::<f32>().into_vec().expect("just converted to f32")
 }
 
 /// `[batch, n, m, head]` as `[batch, m, n, head]`.
@@ -110,12 +108,17 @@ fn primitive<B: Backend>(tensor: Tensor<B, 4>) -> B::FloatTensorPrimitive {
 
 impl<B: Backend> KvStore<B> for QinsKvCache<B> {
     fn append(&mut self, keys: Tensor<B, 4>, values: Tensor<B, 4>) {
-        let [batch, kv_heads, _, head] = keys.dims();
+        let [batch, kv_heads, tokens, head] = keys.dims();
         let shape = [batch, kv_heads, head];
         let stored = self.stored.get_or_insert_with(|| Stored::new(self.format, shape, &keys.device()));
         assert_eq!(either!(stored, of => of.shape()), shape, "keys of another shape than those before");
         match stored {
-            Stored::Host(layer) => layer.append(&read(keys), &read(values)),
+            Stored::Host(layer) => {
+                // All are freed after the layer has taken memory of its own, and the next find the same.
+                let [keys, values] = [keys, values].map(read);
+                let by_head = |values: &[f32]| heads_apart(values, [batch, tokens, kv_heads, head]);
+                layer.append(&by_head(&keys), &by_head(&values));
+            }
             Stored::Device(kv) => {
                 kv.reserve(self.reserved);
                 kv.append(primitive(keys), primitive(values));
@@ -130,7 +133,8 @@ impl<B: Backend> KvStore<B> for QinsKvCache<B> {
         match stored {
             Stored::Host(layer) => {
                 let (device, [batch, heads, tokens, head]) = (queries.device(), queries.dims());
-                let attended = layer.attend(&read(queries), heads, seen);
+                let queries = heads_apart(&read(queries), [batch, tokens, heads, head]);
+                let attended = layer.attend(&queries, heads, seen);
                 let attended = heads_apart(&attended, [batch, heads, tokens, head]);
                 Tensor::<B, 4>::from_data(TensorData::new(attended, [batch, tokens, heads, head]), &device)
                     .swap_dims(1, 2)

@@ -41,7 +41,8 @@ pub struct RunArgs {
     depth: Option<usize>,
     #[command(flatten)]
     threads: Threads,
-    /// Instruction set of the processor's kernels: scalar, avx2, avx2-fixed, avx512 or neon [default: the fastest there is]
+    /// Instruction set of the processor's kernels: scalar, avx2, avx2-fixed, avx512, avx512-fixed or neon
+    /// [default: the fastest there is]
     #[arg(long, value_name = "NAME")]
     level: Option<Level>,
 }

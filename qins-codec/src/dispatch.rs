@@ -100,6 +100,15 @@ impl Level {
         CURRENT.store(self as u8, Ordering::Relaxed);
     }
 
+    /// The same instructions, and no product in fixed point.
+    pub fn in_float(self) -> Level {
+        match self {
+            Level::Avx2Fixed => Level::Avx2,
+            Level::Avx512Fixed => Level::Avx512,
+            other => other,
+        }
+    }
+
     /// The name used on command lines.
     pub fn name(self) -> &'static str {
         match self {

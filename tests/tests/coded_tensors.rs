@@ -15,15 +15,16 @@ use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use proptest::prelude::*;
 use qins_backend::{Policy, Qins, QinsFloat, QinsTensor};
-use qins_codec::Format;
+use qins_codec::{Format, Level};
 
 type Q<B> = Qins<B>;
 
 /// A backend that no kernel knows: everything is decoded in its own operations.
 type Portable = Autodiff<Flex>;
 
-/// An encoded tensor and what it stands for.
+/// An encoded tensor and what it stands for. Products are in f32: what fixed point may lose is the codec's to test.
 fn coded<B: Backend, const D: usize>(format: Format, shape: [usize; D]) -> (Tensor<Q<B>, D>, Tensor<Q<B>, D>) {
+    Level::detected().in_float().set_current();
     let float: Tensor<B, D> = Tensor::random(shape, Distribution::Normal(0.0, 0.02), &Default::default());
     let tensor = QinsTensor::<B>::encode(float.into_primitive().tensor(), format).unwrap();
     let decoded = QinsFloat::Dense(tensor.clone().decode(FloatDType::F32));

@@ -91,11 +91,6 @@ pub(super) fn matmul<H: Host, B: Backend>(x: &FloatTensor<B>, weight: &QinsTenso
     result::<H, B>(matrix.matmul(&values, m), shape, dtype.into())
 }
 
-pub(super) fn sigmoid<H: Host, B: Backend>(x: &FloatTensor<B>) -> Option<FloatTensor<B>> {
-    let values = H::floats((x as &dyn Any).downcast_ref()?)?;
-    result::<H, B>(qins_codec::sigmoid(values), x.shape(), FloatDType::F32)
-}
-
 fn matrix<H: Host, B: Backend>(tensor: &QinsTensor<B>) -> Option<Matrix<'_>> {
     // Another backend may share `H`'s integers and have floats of its own.
     if TypeId::of::<FloatTensor<B>>() != TypeId::of::<FloatTensor<H>>() {

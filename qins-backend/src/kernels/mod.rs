@@ -65,17 +65,6 @@ pub(crate) fn memory<B: Backend>(device: &Device<B>) -> Option<DeviceMemory> {
     found
 }
 
-/// The sigmoid of floats in the host's memory.
-pub(crate) fn sigmoid<B: Backend>(x: &FloatTensor<B>) -> Option<FloatTensor<B>> {
-    let _ = x;
-    let found = None;
-    #[cfg(feature = "flex")]
-    let found = found.or_else(|| host::sigmoid::<burn_flex::Flex, B>(x));
-    #[cfg(feature = "ndarray")]
-    let found = found.or_else(|| host::sigmoid::<burn_ndarray::NdArray, B>(x));
-    found
-}
-
 /// Where a result does not fit, Burn would compute on with what is not there.
 ///
 /// # Panics

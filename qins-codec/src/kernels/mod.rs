@@ -67,10 +67,7 @@ impl<'a> Products<'a> {
         debug_assert!(level.is_supported());
         let cols = matrix.header().cols;
         // One input and many have products in fixed point; what is left of a few after passes over eight has not.
-        let level = match (level, m) {
-            (Level::Avx2Fixed, 2..PANEL_INPUTS) => Level::Avx2,
-            _ => level,
-        };
+        let level = if (2..PANEL_INPUTS).contains(&m) { level.in_float() } else { level };
         let pass = |x: &[f32]| {
             let inputs = x.chunks_exact(cols);
             match level {
