@@ -46,7 +46,7 @@ enum Command {
     Devices(commands::devices::Args),
     /// Talk with a model
     Chat(commands::chat::Args),
-    /// Write the logits at every position of a sequence to a safetensors file
+    /// Write the logits at every position of a sequence to a safetensors file, computed in f32 unless --level says otherwise
     Logits(commands::logits::Args),
     /// Turn text on standard input into token ids, or back
     Tokenize(commands::tokenize::Args),

@@ -97,6 +97,12 @@ pub struct Loaded {
 }
 
 impl ModelArgs {
+    /// The same, with products in f32 where no instruction set was chosen: for what is compared number by number.
+    pub fn in_float(mut self) -> Self {
+        self.run.level = self.run.level.or(Some(Level::detected().in_float()));
+        self
+    }
+
     /// Loads the model and runs `task` on it.
     pub fn run<R: Run>(&self, task: R) -> Result<R::Output> {
         self.run.run(Weights::Files(&self.model), task)

@@ -28,13 +28,14 @@ pub enum Level {
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// The same instructions; products of one input with `lin8` and `q4` are sums of integers, for which inputs are
-    /// rounded to 16-bit fixed point: to within 2^-15 of the largest of each 256 of them.
+    /// rounded to 16-bit fixed point: to within 2^-15 of the largest of each 256 of them. Products of many inputs are as at
+    /// [`Avx512Fixed`](Self::Avx512Fixed).
     Avx2Fixed,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VBMI besides.
     Avx512,
     /// With AVX-512 VNNI besides: since Ice Lake and Zen 4. Products of many inputs with formats of at most 8 bits are sums of
-    /// integers, for which inputs and weights are rounded to 14-bit fixed point: to within 2^-14 of the largest of each 32
-    /// of them, in the order in which they are decoded.
+    /// integers, for which inputs and weights are rounded to 14-bit fixed point: to within 2^-14 of the largest of some 32
+    /// of them.
     Avx512Fixed,
     /// AArch64 with NEON.
     Neon,

@@ -19,8 +19,9 @@ impl Matrix<'_> {
     /// `x W^T`: `x` is `[m, in]`, the result `[m, out]`, both row-major.
     ///
     /// Bits are the same for any number of threads; between levels the last ones differ, as sums are taken in another
-    /// order and products rounded once or twice, and [`Level::Avx2Fixed`] rounds inputs. Where an input is not finite, nor
-    /// is the result; kernels multiply sums over groups by their scales, so that inputs above 1e34 may overflow too.
+    /// order and products rounded once or twice, and [`Level::Avx2Fixed`] and [`Level::Avx512Fixed`] round what they multiply.
+    /// Where an input is not finite, nor is the result; kernels multiply sums over groups by their scales, so that inputs
+    /// above 1e33 may overflow too.
     ///
     /// # Panics
     /// If `x` does not hold `m` rows of `in` values.

@@ -56,7 +56,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.output.exists() && !args.force {
         bail!("{} exists: give --force to replace it", args.output.display());
     }
-    let logits = args.model.run(Task { ids, kv: args.kv })?;
+    let logits = args.model.in_float().run(Task { ids, kv: args.kv })?;
     let bytes: Vec<u8> = logits.values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, logits.shape.to_vec(), &bytes)?;
     output::file(&args.output, &safetensors::serialize([("logits", view)], None)?)?;

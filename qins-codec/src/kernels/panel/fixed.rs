@@ -167,7 +167,7 @@ impl<I: Integers, const LANES: usize> Arithmetic for Fixed<I, LANES> {
 #[inline(always)]
 unsafe fn round<I: Integers>(x: &Piece, count: usize, row: &mut Row) {
     let table = &x.as_chunks::<WIDTH>().0[..count / WIDTH];
-    // SAFETY: as the caller promises, here and below.
+    // SAFETY: as the caller promises.
     let largest = unsafe { I::largest(table, SMALLEST.to_bits()) };
     let mut times = [0.0; WIDTH];
     for (g, unit) in row.units.iter_mut().enumerate() {
@@ -177,6 +177,7 @@ unsafe fn round<I: Integers>(x: &Piece, count: usize, row: &mut Row) {
         (times[2 * g], times[2 * g + 1]) = (LARGEST / largest, LARGEST / largest);
     }
     for (x, pairs) in table.iter().zip(&mut row.pairs) {
+        // SAFETY: as above.
         *pairs = unsafe { I::round(x, &times) };
     }
 }
