@@ -11,9 +11,11 @@ use super::*;
 use rayon::prelude::*;
 use std::marker::PhantomData;
 
+#[cfg(target_arch = "x86_64")]
 mod fixed;
 mod float;
 
+#[cfg(target_arch = "x86_64")]
 pub(super) use fixed::{Fixed, Integers};
 pub(super) use float::Float;
 
