@@ -4,9 +4,9 @@
 //! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
 
 use super::{
-    Block, Decoded, MOST_INPUTS, Pass, VECTORS, Vector, WIDENED,
+    Block, Decoded, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_groups, of_whole},
-    panel, pass, scales_of_integers,
+    panel, pass, pass_at, scales_of_integers,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
 use fixed::{Entries16, Integers8};
@@ -28,33 +28,23 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
         Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(level, matrix, x)?,
         Format::Lin8 => match Integers8::new(scales) {
             Some(block) if one_fixed => fixed::pass(block, matrix, x),
-            _ => pass_at(level, Integers::new(scales)?, matrix, x),
+            _ => pass_at::<Fixed, _>(level, Integers::new(scales)?, matrix, x),
         },
         Format::Q8h => sign_magnitude::<16>(level, matrix, x)?,
         Format::Q12 => pass(SignMagnitude12::new(&decoder.values(), scales), matrix, x),
-        Format::Q6 => pass_at(level, Shaped64::new(scales), matrix, x),
+        Format::Q6 => pass_at::<Fixed, _>(level, Shaped64::new(scales), matrix, x),
         Format::Q4 if one_fixed => fixed::pass(Entries16::new(scales), matrix, x),
-        Format::Q4 => pass_at(level, Shaped16::new(scales), matrix, x),
-        Format::Q3 => pass_at(level, Shaped8::new(&decoder.values(), scales), matrix, x),
-        Format::Q2 => pass_at(level, Shaped4::new(&decoder.values(), scales), matrix, x),
+        Format::Q4 => pass_at::<Fixed, _>(level, Shaped16::new(scales), matrix, x),
+        Format::Q3 => pass_at::<Fixed, _>(level, Shaped8::new(&decoder.values(), scales), matrix, x),
+        Format::Q2 => pass_at::<Fixed, _>(level, Shaped4::new(&decoder.values(), scales), matrix, x),
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
         Format::Fpins2 | Format::Fpins3 => panel::of_rows::<__m256>(matrix, &x),
     })
 }
 
-/// A pass, in fixed point where that is faster.
-fn pass_at<'a, B: Block<V = __m256> + 'a>(
-    level: Level,
-    block: B,
-    matrix: Matrix<'a>,
-    x: ChunksExact<'_, f32>,
-) -> Box<dyn Pass + 'a> {
-    match level {
-        Level::Avx2Fixed if x.len() > MOST_INPUTS => panel::of_blocks::<panel::Fixed<__m256i, 8>, B>(block, matrix, &x),
-        _ => pass(block, matrix, x),
-    }
-}
+/// How panels are multiplied in fixed point.
+type Fixed = panel::Fixed<__m256i, 8>;
 
 impl panel::Integers for __m256i {
     type Floats = __m256;
@@ -141,8 +131,8 @@ fn sign_magnitude<'a, const GROUP: usize>(
 ) -> Option<Box<dyn Pass + 'a>> {
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
     Some(match SignMagnitude::<GROUP, 2>::new(values, scales) {
-        Some(block) => pass_at(level, block, matrix, x),
-        None => pass_at(level, SignMagnitude::<GROUP, 6>::new(values, scales)?, matrix, x),
+        Some(block) => pass_at::<Fixed, _>(level, block, matrix, x),
+        None => pass_at::<Fixed, _>(level, SignMagnitude::<GROUP, 6>::new(values, scales)?, matrix, x),
     })
 }
 
@@ -260,6 +250,20 @@ unsafe fn widen(first: __m256i, second: __m256i) -> [__m256; VECTORS] {
 fn bf16_column(lane: usize) -> usize {
     let (vector, half, lane) = (lane / 8, lane / 4 % 2, lane % 4);
     16 * half + 8 * (vector / 2) + 2 * lane + vector % 2
+}
+
+/// By which bits each entry differs from the one 16 codes before, so that lookups of 16 entries at a time add up.
+fn differences<const N: usize>(table: &[u8; N]) -> [u8; N] {
+    std::array::from_fn(|code| table[code] ^ if code < 16 { 0 } else { table[code - 16] })
+}
+
+/// 16 in all bytes. Known to the compiler, all its multiples would be loaded.
+///
+/// # Safety
+/// Needs AVX2.
+unsafe fn sixteen() -> __m256i {
+    // SAFETY: as the caller promises.
+    std::hint::black_box(unsafe { _mm256_set1_epi8(16) })
 }
 
 /// One scale for all lanes.

@@ -21,7 +21,7 @@ unsafe fn shape<T>(tables: &[T; 4], scale: *const u8) -> &T {
 /// Tables of 64 small integers: sixteen entries at a time.
 pub(super) struct Shaped64 {
     /// By which bits they differ from the entry 16 codes before.
-    differences: [[i8; 64]; 4],
+    differences: [[u8; 64]; 4],
     /// 16 in all bytes.
     sixteen: __m256i,
     /// For entries as [`Bytes`] widens them.
@@ -32,10 +32,10 @@ pub(super) struct Shaped64 {
 impl Shaped64 {
     /// Needs AVX2.
     pub(super) fn new(scales: &[f32; 256]) -> Self {
-        let difference = |table: &[i8], code: usize| table[code] ^ if code < 16 { 0 } else { table[code - 16] };
-        let differences = shaped::tables(Format::Q6).map(|table| std::array::from_fn(|code| difference(table, code)));
-        // SAFETY: kernels are prepared only where there is AVX2. Known to the compiler, all multiples would be loaded.
-        let sixteen = std::hint::black_box(unsafe { _mm256_set1_epi8(16) });
+        let differences = shaped::tables(Format::Q6)
+            .map(|table| differences(&std::array::from_fn::<u8, 64, _>(|code| table[code] as u8)));
+        // SAFETY: kernels are prepared only where there is AVX2.
+        let sixteen = unsafe { sixteen() };
         Self { differences, sixteen, scales: Box::new(scales.map(|scale| scale / WIDENED)), integers: Bytes::new() }
     }
 }
@@ -73,8 +73,8 @@ impl Block for Shaped64 {
             let odd = _mm256_and_si256(_mm256_srli_epi16::<2>(pairs), _mm256_set1_epi16(0x3F00));
             let codes = _mm256_or_si256(even, odd);
 
-            let first = shape(&self.differences, scales).as_ptr().cast::<u8>();
-            let second = shape(&self.differences, scales.add(1)).as_ptr().cast::<u8>();
+            let first = shape(&self.differences, scales).as_ptr();
+            let second = shape(&self.differences, scales.add(1)).as_ptr();
             // A negative index finds 0. So differences are taken up to the 16 codes that a code is one of.
             let (mut values, mut index) = (_mm256_setzero_si256(), codes);
             for i in 0..4 {

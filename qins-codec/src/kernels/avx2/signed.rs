@@ -39,13 +39,12 @@ impl<'a, const GROUP: usize, const STEPS: usize> SignMagnitude<'a, GROUP, STEPS>
                 found += 1;
             }
         }
-        let differences: [u8; 128] = std::array::from_fn(|m| lower[m] ^ if m < 16 { 0 } else { lower[m - 16] });
+        let lower = differences(lower);
         // SAFETY: kernels are prepared only where there is AVX2; each address is that of 16 bytes or more.
         unsafe {
             Some(Self {
-                lower: std::array::from_fn(|i| load_twice(differences[16 * i..].as_ptr())),
-                // Known to the compiler, all multiples would be loaded.
-                sixteen: std::hint::black_box(_mm256_set1_epi8(16)),
+                lower: std::array::from_fn(|i| load_twice(lower[16 * i..].as_ptr())),
+                sixteen: sixteen(),
                 upper_end: load_twice(upper[END..].as_ptr()),
                 steps: steps.map(|code| _mm256_set1_epi8(code)),
                 scales,

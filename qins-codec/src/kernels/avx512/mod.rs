@@ -4,9 +4,9 @@
 //! neighbouring weights, so that whatever the group, the scales are the same in all vectors.
 
 use super::{
-    AT_ONCE, Block, Decoded, MOST_INPUTS, Pass, VECTORS, Vector, WIDENED,
+    AT_ONCE, Block, Decoded, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_whole},
-    avx2, panel, pass, scales_of_integers,
+    avx2, panel, pass, pass_at, scales_of_integers,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
 use raw::{Brain, Half, Integers, Linear};
@@ -22,14 +22,14 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
     Some(match matrix.header().format {
         Format::Q8 | Format::Log8 | Format::Fpins1 => {
-            pass_at(level, SignMagnitude::<2>::new(values, scales), matrix, x)
+            pass_at::<Fixed, _>(level, SignMagnitude::<2>::new(values, scales), matrix, x)
         }
-        Format::Lin8 => pass_at(level, Integers::new(scales)?, matrix, x),
-        Format::Q8h => pass_at(level, SignMagnitude::<4>::new(values, scales), matrix, x),
-        Format::Q6 => pass_at(level, Shaped64::new(values, scales), matrix, x),
-        Format::Q4 => pass_at(level, Scaled::<4>::new(values, scales), matrix, x),
-        Format::Q3 => pass_at(level, Scaled::<3>::new(values, scales), matrix, x),
-        Format::Q2 => pass_at(level, Scaled::<2>::new(values, scales), matrix, x),
+        Format::Lin8 => pass_at::<Fixed, _>(level, Integers::new(scales)?, matrix, x),
+        Format::Q8h => pass_at::<Fixed, _>(level, SignMagnitude::<4>::new(values, scales), matrix, x),
+        Format::Q6 => pass_at::<Fixed, _>(level, Shaped64::new(values, scales), matrix, x),
+        Format::Q4 => pass_at::<Fixed, _>(level, Scaled::<4>::new(values, scales), matrix, x),
+        Format::Q3 => pass_at::<Fixed, _>(level, Scaled::<3>::new(values, scales), matrix, x),
+        Format::Q2 => pass_at::<Fixed, _>(level, Scaled::<2>::new(values, scales), matrix, x),
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
         // A gather, which more lanes make no faster.
@@ -38,20 +38,8 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     })
 }
 
-/// A pass, in fixed point where that is faster.
-fn pass_at<'a, B: Block<V = __m512> + 'a>(
-    level: Level,
-    block: B,
-    matrix: Matrix<'a>,
-    x: ChunksExact<'_, f32>,
-) -> Box<dyn Pass + 'a> {
-    match level {
-        Level::Avx512Fixed if x.len() > MOST_INPUTS => {
-            panel::of_blocks::<panel::Fixed<__m512i, 16>, B>(block, matrix, &x)
-        }
-        _ => pass(block, matrix, x),
-    }
-}
+/// How panels are multiplied in fixed point.
+type Fixed = panel::Fixed<__m512i, 16>;
 
 impl panel::Integers for __m512i {
     type Floats = __m512;
