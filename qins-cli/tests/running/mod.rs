@@ -4,10 +4,14 @@
 use qins_tests::write_model;
 use serde_json::{Value, json};
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 use tempfile::TempDir;
+
+/// The model inside the program.
+pub const DEMO: &str = "demo";
 
 /// The program.
 pub fn qins() -> Command {
@@ -55,4 +59,34 @@ pub fn word_tokenizer(directory: &Path) -> PathBuf {
     let path = directory.join("tokenizer.json");
     std::fs::write(&path, tokenizer.to_string()).unwrap();
     path
+}
+
+/// Runs a command with `input` on its standard input.
+pub fn run_with(input: &[u8], command: &str, arguments: &[&str], model: &Path) -> Output {
+    let mut child = qins()
+        .arg(command)
+        .arg(model)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A child that fails at once reads nothing.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Random weights, and rotary factors that change past 300 tokens.
+pub fn longrope_model() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let factors = |f: f32| (0..6).map(|i| 1.0 + f * i as f32).collect::<Vec<_>>();
+    let scaling = json!({"type": "longrope", "short_factor": factors(0.1), "long_factor": factors(2.0)});
+    write_model(
+        directory.path(),
+        json!({"vocab_size": 50, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 900,
+            "original_max_position_embeddings": 300, "rope_scaling": scaling}),
+    );
+    directory
 }
