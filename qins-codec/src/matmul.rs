@@ -12,6 +12,13 @@ use rayon::prelude::*;
 /// Bytes of codes that one task reads at least: enough work to pay for the task, enough tasks to share.
 const TASK: usize = 32 << 10;
 
+/// The same for tasks whose products go to many inputs, each of which is a page of memory or more away from the next: the more rows
+/// a task has, the more it writes to one page before it turns to another.
+const SCATTERED_TASK: usize = 512 << 10;
+
+/// So many tasks a thread are enough to share, even where threads are not equally fast.
+const TASKS_A_THREAD: usize = 8;
+
 /// Partial sums of a dot product; fixed, so that a result does not depend on the machine.
 const LANES: usize = 16;
 
@@ -59,13 +66,16 @@ impl Matrix<'_> {
     fn by_rows(&self, m: usize, stride: usize, at_once: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
         let header = self.header();
         let rows = header.rows;
-        let rows_a_task = (TASK / (header.code_bytes() / rows)).max(1).next_multiple_of(at_once);
+        let rows_of = |bytes: usize| (bytes / (header.code_bytes() / rows)).max(1).next_multiple_of(at_once);
         let mut out = vec![0.0; rows * m];
         if stride == 1 {
+            let rows_a_task = rows_of(TASK);
             let tasks = out.par_chunks_mut(rows_a_task).enumerate();
             tasks.for_each(|(task, out)| work(task * rows_a_task, out));
             return out;
         }
+        let shared = rows / (TASKS_A_THREAD * rayon::current_num_threads());
+        let rows_a_task = shared.next_multiple_of(at_once).clamp(rows_of(TASK), rows_of(SCATTERED_TASK));
         // A task owns its rows of every input's products, and puts them there while they are in a cache.
         let mut tasks: Vec<_> = (0..rows.div_ceil(rows_a_task)).map(|_| Vec::with_capacity(m)).collect();
         for of_input in out.chunks_exact_mut(rows) {

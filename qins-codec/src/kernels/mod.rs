@@ -289,12 +289,15 @@ fn pass<'a, B: Block + 'a>(block: B, matrix: Matrix<'a>, x: ChunksExact<'_, f32>
 
 /// The same, with panels in the arithmetic `A` at its own level.
 #[cfg(target_arch = "x86_64")]
-fn pass_at<'a, A: panel::Arithmetic<V = B::V> + 'a, B: Block + 'a>(
+fn pass_at<'a, A: panel::Arithmetic + 'a, B: Block + 'a>(
     level: Level,
     block: B,
     matrix: Matrix<'a>,
     x: ChunksExact<'_, f32>,
-) -> Box<dyn Pass + 'a> {
+) -> Box<dyn Pass + 'a>
+where
+    panel::Blocks<'a, B>: panel::Source<A>,
+{
     if level == A::LEVEL && x.len() > MOST_INPUTS {
         panel::of_blocks::<A, B>(block, matrix, &x)
     } else {

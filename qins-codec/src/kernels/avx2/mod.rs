@@ -4,7 +4,7 @@
 //! bits of a bf16 are the upper half of an f32. A group of 16 is one 128-bit half of a register, a group of 32 both.
 
 use super::{
-    Block, Decoded, Pass, VECTORS, Vector, WIDENED,
+    Block, Decoded, MOST_INPUTS, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_groups, of_whole},
     panel, pass, pass_at, scales_of_integers,
 };
@@ -24,8 +24,12 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     let decoder = matrix.decoder();
     let scales = decoder.scales();
     let one_fixed = level == Level::Avx2Fixed && x.len() == 1;
+    let many_fixed = level == Level::Avx2Fixed && x.len() > MOST_INPUTS;
     Some(match matrix.header().format {
         Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(level, matrix, x)?,
+        Format::Lin8 if many_fixed && let Some(whole) = panel::Bytes::<__m256i>::new(scales) => {
+            panel::of_whole::<_, 8>(whole, matrix, &x)
+        }
         Format::Lin8 => match Integers8::new(scales) {
             Some(block) if one_fixed => fixed::pass(block, matrix, x),
             _ => pass_at::<Fixed, _>(level, Integers::new(scales)?, matrix, x),
@@ -43,8 +47,8 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     })
 }
 
-/// How panels are multiplied in fixed point.
-type Fixed = panel::Fixed<__m256i, 8>;
+/// How panels are multiplied in fixed point, where groups are not of 32.
+type Fixed = panel::Fixed<__m256i, panel::Rounded, 8>;
 
 impl panel::Integers for __m256i {
     type Floats = __m256;

@@ -4,14 +4,14 @@
 //! neighbouring weights, so that whatever the group, the scales are the same in all vectors.
 
 use super::{
-    AT_ONCE, Block, Decoded, Pass, VECTORS, Vector, WIDENED,
+    AT_ONCE, Block, Decoded, MOST_INPUTS, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_whole},
     avx2, panel, pass, pass_at, scales_of_integers,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
 use raw::{Brain, Half, Integers, Linear};
 use shaped::{Scaled, Shaped64};
-use signed::SignMagnitude;
+use signed::{Magnitudes, SignMagnitude};
 use std::{arch::x86_64::*, slice::ChunksExact};
 
 mod raw;
@@ -20,9 +20,18 @@ mod signed;
 
 pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Level) -> Option<Box<dyn Pass + 'a>> {
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
+    let many_fixed = level == Level::Avx512Fixed && x.len() > MOST_INPUTS;
     Some(match matrix.header().format {
+        Format::Q8 | Format::Log8 | Format::Fpins1
+            if many_fixed && let Some(whole) = Magnitudes::new(values, scales) =>
+        {
+            panel::of_whole::<_, 16>(whole, matrix, &x)
+        }
         Format::Q8 | Format::Log8 | Format::Fpins1 => {
             pass_at::<Fixed, _>(level, SignMagnitude::<2>::new(values, scales), matrix, x)
+        }
+        Format::Lin8 if many_fixed && let Some(whole) = panel::Bytes::<__m512i>::new(scales) => {
+            panel::of_whole::<_, 16>(whole, matrix, &x)
         }
         Format::Lin8 => pass_at::<Fixed, _>(level, Integers::new(scales)?, matrix, x),
         Format::Q8h => pass_at::<Fixed, _>(level, SignMagnitude::<4>::new(values, scales), matrix, x),
@@ -38,8 +47,8 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     })
 }
 
-/// How panels are multiplied in fixed point.
-type Fixed = panel::Fixed<__m512i, 16>;
+/// How panels are multiplied in fixed point, where groups are not of 32.
+type Fixed = panel::Fixed<__m512i, panel::Rounded, 16>;
 
 impl panel::Integers for __m512i {
     type Floats = __m512;

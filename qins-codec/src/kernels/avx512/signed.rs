@@ -43,3 +43,57 @@ impl<const SCALES: usize> Block for SignMagnitude<'_, SCALES> {
         }
     }
 }
+
+/// The same magnitudes with a sign as integers, of which 1 is [`ONE`](panel::ONE). That holds values of bf16 down to a 64th.
+pub(super) struct Magnitudes {
+    lower: [__m512i; 2],
+    upper: [__m512i; 2],
+    units: Box<[f32; 256]>,
+}
+
+impl Magnitudes {
+    /// `None` if a scale is too small. Needs AVX-512 F; the first 128 values are from 0 to 1.
+    pub(super) fn new(values: &[f32], scales: &[f32; 256]) -> Option<Self> {
+        debug_assert!(values[..128].iter().all(|value| (0.0..=1.0).contains(value)));
+        let byte =
+            |code: usize, byte: usize| ((values[code] * panel::ONE).round_ties_even() as u16).to_le_bytes()[byte];
+        let plane = |i: usize| {
+            // SAFETY: kernels are prepared only where there are the instructions of the level.
+            [0, 64].map(|first| unsafe { load(&std::array::from_fn(|code| byte(first + code, i))) })
+        };
+        Some(Self { lower: plane(0), upper: plane(1), units: scales_of_integers(scales, panel::ONE / 128.0)? })
+    }
+}
+
+impl panel::Whole for Magnitudes {
+    type I = __m512i;
+
+    /// Eight of either quarter, then the eight after them.
+    fn column(place: usize) -> usize {
+        16 * (place / 8 % 2) + 8 * (place / 16) + place % 8
+    }
+
+    #[inline(always)]
+    fn unit(&self, scale: u8) -> f32 {
+        self.units[usize::from(scale)]
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, codes: &[u8; panel::TWO]) -> [panel::Pairs; 2] {
+        // SAFETY: as the caller promises; the array has 64 bytes.
+        unsafe {
+            let codes = _mm512_loadu_si512(codes.as_ptr().cast());
+            let [lower, upper] = [self.lower, self.upper].map(|[a, b]| _mm512_permutex2var_epi8(a, codes, b));
+            // upper | codes & 0x80
+            let upper = _mm512_ternarylogic_epi32::<0b1111_1000>(upper, codes, _mm512_set1_epi8(i8::MIN));
+            let wide = [_mm512_unpacklo_epi8(lower, upper), _mm512_unpackhi_epi8(lower, upper)];
+            // A sign and a magnitude, taken from the sign alone, is the negative magnitude.
+            let sign = _mm512_set1_epi16(i16::MIN);
+            let [first, second] = wide.map(|x| _mm512_mask_sub_epi16(x, _mm512_movepi16_mask(x), sign, x));
+            // Halves are groups.
+            let group = _mm512_inserti64x4::<1>(first, _mm512_castsi512_si256(second));
+            let next = _mm512_shuffle_i64x2::<0b11_10_11_10>(first, second);
+            std::mem::transmute([group, next])
+        }
+    }
+}

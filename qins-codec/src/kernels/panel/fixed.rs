@@ -1,26 +1,30 @@
 //! Panels in fixed point: products of 16-bit integers, of which an instruction takes twice as many as of f32.
 //!
-//! Some 32 weights of a row, and as many of an input, become integers of at most 13 bits and a sign, in units of their own, so that
-//! the largest is ±[`LARGEST`]. Sums of 32 products are exact, and scaled and added in f32. A weight or an input is off by half a
-//! unit at most, 2^-14 of the largest of the 32: codes of 8 bits have lost some forty times that.
+//! 32 inputs, and as many weights of a row, share a unit and are integers of at most 13 bits and a sign. Sums of 32 products are
+//! exact, and scaled and added in f32.
 //!
-//! Of a piece, in the order of decoding, as 16 columns of a table, each two neighbouring ones share a unit: so units are found
-//! for all at once, without moving a number from lane to lane.
+//! Where groups are of 32 and share a table, integers are looked up in place of its values ([`Whole`]). Other weights, and all
+//! inputs, are [rounded](round), so that the largest of the 32 is ±[`LARGEST`]: they are off by half a unit at most, 2^-14 of the
+//! largest. Codes of 8 bits have lost some forty times that.
 
 use super::*;
 
-/// Columns of the table.
-const WIDTH: usize = 16;
+/// Pairs of columns that share a unit.
+const PAIRS: usize = 16;
 
-/// Pairs of them, which share a unit.
-const GROUPS: usize = WIDTH / 2;
+/// Units of a piece.
+const GROUPS: usize = COLS / (2 * PAIRS);
 
-/// Rows of the table.
-const PAIRS: usize = COLS / WIDTH;
+/// A piece of inputs is a table of so many columns and [`PAIRS`] rows. Two neighbouring columns share a unit: so units are found
+/// for all at once, without moving a number from lane to lane.
+const WIDTH: usize = 2 * GROUPS;
 
-/// 32 squares of it fit 32 bits.
+/// The largest integer of an input.
 const LARGEST: f32 = 8191.0;
-const _: () = assert!((LARGEST as i64 * LARGEST as i64) * (2 * PAIRS as i64) <= i32::MAX as i64);
+
+/// What 1 becomes among weights that are looked up.
+pub(in super::super) const ONE: f32 = 8192.0;
+const _: () = assert!(LARGEST <= ONE && (LARGEST as i64 * ONE as i64) * (2 * PAIRS as i64) <= i32::MAX as i64);
 
 /// The largest of a group counts as no less, so that units are no subnormal numbers.
 const SMALLEST: f32 = 1.0 / (1u128 << 112) as f32;
@@ -47,15 +51,78 @@ pub(in super::super) trait Integers: Copy + Sync {
     unsafe fn round(x: &[f32; WIDTH], times: &[f32; WIDTH]) -> [[i16; 2]; GROUPS];
 }
 
-/// With vectors `I` of `LANES` integers.
-pub(in super::super) struct Fixed<I, const LANES: usize>(PhantomData<fn() -> I>);
+/// With vectors `I` of `LANES` integers, and rows `R`.
+pub(in super::super) struct Fixed<I, R, const LANES: usize>(PhantomData<fn() -> (I, R)>);
 
-/// A piece of a row.
+/// A piece of a row: integers, and a unit for each group.
+pub(in super::super) trait Row: Copy {
+    fn zero() -> Self;
+
+    /// Groups of a piece of so many columns, and pairs of each.
+    fn extents(count: usize) -> [usize; 2];
+
+    fn pair(&self, group: usize, pair: usize) -> &[i16; 2];
+
+    fn unit(&self, group: usize) -> &f32;
+}
+
+/// As inputs are rounded: groups are columns of a table.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(in super::super) struct Row {
+pub(in super::super) struct Rounded {
     pairs: [[[i16; 2]; GROUPS]; PAIRS],
     units: [f32; GROUPS],
+}
+
+impl Row for Rounded {
+    fn zero() -> Self {
+        Self { pairs: [[[0; 2]; GROUPS]; PAIRS], units: [0.0; GROUPS] }
+    }
+
+    fn extents(count: usize) -> [usize; 2] {
+        [GROUPS, count / WIDTH]
+    }
+
+    #[inline(always)]
+    fn pair(&self, group: usize, pair: usize) -> &[i16; 2] {
+        &self.pairs[pair][group]
+    }
+
+    #[inline(always)]
+    fn unit(&self, group: usize) -> &f32 {
+        &self.units[group]
+    }
+}
+
+/// As codes lie: groups are those of the format.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(in super::super) struct Exact {
+    pairs: [Pairs; GROUPS],
+    units: [f32; GROUPS],
+}
+
+/// A group of 32 weights.
+pub(in super::super) type Pairs = [[i16; 2]; PAIRS];
+
+impl Row for Exact {
+    fn zero() -> Self {
+        Self { pairs: [[[0; 2]; PAIRS]; GROUPS], units: [0.0; GROUPS] }
+    }
+
+    fn extents(count: usize) -> [usize; 2] {
+        [count / (2 * PAIRS), PAIRS]
+    }
+
+    #[inline(always)]
+    fn pair(&self, group: usize, pair: usize) -> &[i16; 2] {
+        &self.pairs[group][pair]
+    }
+
+    #[inline(always)]
+    fn unit(&self, group: usize) -> &f32 {
+        &self.units[group]
+    }
 }
 
 /// A group of as many inputs as there are lanes.
@@ -66,15 +133,15 @@ pub(in super::super) struct Group<const LANES: usize> {
     units: [f32; LANES],
 }
 
-impl<I: Integers, const LANES: usize> Arithmetic for Fixed<I, LANES> {
+impl<I: Integers, R: Row, const LANES: usize> Arithmetic for Fixed<I, R, LANES> {
     type V = I::Floats;
     const LEVEL: Level = I::LEVEL;
-    type Row = Row;
+    type Row = R;
     type Part = Group<LANES>;
     const PARTS: usize = GROUPS;
 
-    fn no_row() -> Row {
-        Row { pairs: [[[0; 2]; GROUPS]; PAIRS], units: [0.0; GROUPS] }
+    fn no_row() -> R {
+        R::zero()
     }
 
     fn no_part() -> Group<LANES> {
@@ -84,9 +151,10 @@ impl<I: Integers, const LANES: usize> Arithmetic for Fixed<I, LANES> {
 
     #[inline(always)]
     unsafe fn put(x: &Piece, count: usize, lane: usize, groups: &mut [Group<LANES>]) {
-        let mut row = Self::no_row();
+        let mut row = Rounded::zero();
+        let [_, pairs] = R::extents(count);
         // SAFETY: as the caller promises.
-        unsafe { round::<I>(x, count, &mut row) };
+        unsafe { round::<I>(x, pairs, &mut row) };
         for (g, group) in groups.iter_mut().enumerate() {
             group.units[lane] = row.units[g];
             for (of_lanes, pairs) in group.pairs.iter_mut().zip(&row.pairs) {
@@ -96,19 +164,8 @@ impl<I: Integers, const LANES: usize> Arithmetic for Fixed<I, LANES> {
     }
 
     #[inline(always)]
-    unsafe fn decode<S: Source>(source: &S, row: usize, first: usize, count: usize, out: &mut Row) {
-        const { assert!(S::UNIT.is_multiple_of(WIDTH)) };
-        let mut piece = [0.0; COLS];
-        // SAFETY: as the caller promises.
-        unsafe {
-            source.decode(row, first, &mut piece[..count]);
-            round::<I>(&piece, count, out);
-        }
-    }
-
-    #[inline(always)]
     unsafe fn add(
-        rows: &[Row],
+        rows: &[R],
         x: &[Group<LANES>],
         vectors: usize,
         count: usize,
@@ -127,30 +184,32 @@ impl<I: Integers, const LANES: usize> Arithmetic for Fixed<I, LANES> {
     }
 
     #[inline(always)]
-    unsafe fn tile<const R: usize, const N: usize>(
-        rows: &[Row; R],
+    unsafe fn tile<const ROWS: usize, const N: usize>(
+        rows: &[R; ROWS],
         x: *const Group<LANES>,
         count: usize,
-    ) -> [[I::Floats; N]; R] {
-        // SAFETY: as the caller promises; a unit is whole groups.
+    ) -> [[I::Floats; N]; ROWS] {
+        let [used, pairs] = R::extents(count);
+        // SAFETY: as the caller promises; a piece has no more groups.
         unsafe {
-            let mut sums = [[I::Floats::zero(); N]; R];
-            for g in 0..GROUPS {
+            let mut sums = [[I::Floats::zero(); N]; ROWS];
+            for g in 0..used {
                 let groups: [&Group<LANES>; N] = std::array::from_fn(|n| &*x.add(n * GROUPS + g));
-                let mut products = [[I::zero(); N]; R];
-                for pair in 0..count / WIDTH {
+                let mut products = [[I::zero(); N]; ROWS];
+                for pair in 0..pairs {
                     let x = groups.map(|group| I::load(group.pairs[pair].as_ptr()));
                     for (products, row) in products.iter_mut().zip(rows) {
-                        let weights = I::splat(&row.pairs[pair][g]);
+                        let weights = I::splat(row.pair(g, pair));
                         for (products, x) in products.iter_mut().zip(x) {
                             *products = products.add_products(weights, x);
                         }
                     }
                 }
                 let units = groups.map(|group| I::Floats::load(group.units.as_ptr()));
-                for ((sums, products), row) in sums.iter_mut().zip(products).zip(rows) {
-                    let unit = I::Floats::splat(&row.units[g]);
-                    for ((sum, products), of_inputs) in sums.iter_mut().zip(products).zip(units) {
+                // By reference, as arrays that are moved are copied.
+                for ((sums, products), row) in sums.iter_mut().zip(&products).zip(rows) {
+                    let unit = I::Floats::splat(row.unit(g));
+                    for ((sum, &products), &of_inputs) in sums.iter_mut().zip(products).zip(&units) {
                         *sum = products.to_floats().mul(of_inputs).mul_add(unit, *sum);
                     }
                 }
@@ -160,13 +219,13 @@ impl<I: Integers, const LANES: usize> Arithmetic for Fixed<I, LANES> {
     }
 }
 
-/// Makes the first `count` of a piece integers and units, which are NaN where a number is not finite.
+/// Makes a table of inputs integers, and units, which are NaN where a number is not finite.
 ///
 /// # Safety
 /// The processor has the instructions of `I`.
 #[inline(always)]
-unsafe fn round<I: Integers>(x: &Piece, count: usize, row: &mut Row) {
-    let table = &x.as_chunks::<WIDTH>().0[..count / WIDTH];
+unsafe fn round<I: Integers>(x: &Piece, pairs: usize, row: &mut Rounded) {
+    let table = &x.as_chunks::<WIDTH>().0[..pairs];
     // SAFETY: as the caller promises.
     let largest = unsafe { I::largest(table, SMALLEST.to_bits()) };
     let mut times = [0.0; WIDTH];
@@ -180,4 +239,143 @@ unsafe fn round<I: Integers>(x: &Piece, count: usize, row: &mut Row) {
         // SAFETY: as above.
         *pairs = unsafe { I::round(x, &times) };
     }
+}
+
+impl<I: Integers, B: Block<V = I::Floats>, const LANES: usize> Source<Fixed<I, Rounded, LANES>> for Blocks<'_, B> {
+    const UNIT: usize = B::COLS;
+
+    fn column(place: usize) -> usize {
+        Self::column(place)
+    }
+
+    fn base(&self, row: usize) -> f32 {
+        self.matrix.base(row)
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut Rounded) {
+        const { assert!(B::COLS.is_multiple_of(WIDTH)) };
+        let mut piece = [0.0; COLS];
+        // SAFETY: as the caller promises.
+        unsafe {
+            self.decode(row, first, &mut piece[..count]);
+            round::<I>(&piece, count / WIDTH, out);
+        }
+    }
+}
+
+/// Codes of a byte, in groups of 32, that stand for integers times a scale.
+pub(in super::super) trait Whole: Sync {
+    type I: Integers;
+
+    /// The column of a group that lies at a place.
+    fn column(place: usize) -> usize;
+
+    /// What the integers of a group are multiplied by.
+    fn unit(&self, scale: u8) -> f32;
+
+    /// The integers of two groups, of at most [`ONE`].
+    ///
+    /// # Safety
+    /// The processor has the instructions of `I`.
+    unsafe fn decode(&self, codes: &[u8; TWO]) -> [Pairs; 2];
+}
+
+/// Codes that are decoded together.
+pub(in super::super) const TWO: usize = 4 * PAIRS;
+
+/// Codes that are the integers.
+pub(in super::super) struct Bytes<I> {
+    units: Box<[f32; 256]>,
+    integers: PhantomData<fn() -> I>,
+}
+
+impl<I> Bytes<I> {
+    /// `None` if a scale is too small.
+    pub(in super::super) fn new(scales: &[f32; 256]) -> Option<Self> {
+        Some(Self { units: scales_of_integers(scales, 1.0)?, integers: PhantomData })
+    }
+}
+
+impl<I: Integers> Whole for Bytes<I> {
+    type I = I;
+
+    fn column(place: usize) -> usize {
+        place
+    }
+
+    #[inline(always)]
+    fn unit(&self, scale: u8) -> f32 {
+        self.units[usize::from(scale)]
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, codes: &[u8; TWO]) -> [Pairs; 2] {
+        let mut integers = [[[0; 2]; PAIRS]; 2];
+        for (integer, &code) in integers.as_flattened_mut().as_flattened_mut().iter_mut().zip(codes) {
+            *integer = i16::from(code as i8);
+        }
+        integers
+    }
+}
+
+/// Codes of a matrix.
+struct Codes<'a, W> {
+    whole: W,
+    matrix: Matrix<'a>,
+}
+
+impl<W: Whole, const LANES: usize> Source<Fixed<W::I, Exact, LANES>> for Codes<'_, W> {
+    const UNIT: usize = TWO;
+
+    /// Inputs are a table, of which columns are groups.
+    fn column(place: usize) -> usize {
+        let (row, column) = (place / WIDTH, place % WIDTH);
+        column / 2 * (2 * PAIRS) + W::column(2 * row + column % 2)
+    }
+
+    fn base(&self, _: usize) -> f32 {
+        1.0
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut Exact) {
+        let Header { format, cols, .. } = *self.matrix.header();
+        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let codes = &self.matrix.codes()[row * code_bytes..][..code_bytes][first..];
+        let scales = &self.matrix.scales()[row * scale_bytes..][..scale_bytes][first / (2 * PAIRS)..];
+        // SAFETY: as the caller promises, here and below.
+        unsafe { ask_for_next::<<W::I as Integers>::Floats>(codes, code_bytes, COLS) };
+        let (whole, last) = codes[..count.min(codes.len())].as_chunks::<TWO>();
+        let (of_whole, of_last) = out.pairs[..count / (2 * PAIRS)].as_chunks_mut::<2>().0.split_at_mut(whole.len());
+        for (out, codes) in of_whole.iter_mut().zip(whole) {
+            // SAFETY: as above.
+            *out = unsafe { self.whole.decode(codes) };
+        }
+        if let [of_last] = of_last {
+            // What follows the last column meets inputs that are zero.
+            let mut padded = [0; TWO];
+            padded[..last.len()].copy_from_slice(last);
+            // SAFETY: as above.
+            *of_last = unsafe { self.whole.decode(&padded) };
+            out.units[count / (2 * PAIRS) - 1] = 0.0;
+        }
+        for (unit, &scale) in out.units.iter_mut().zip(scales) {
+            *unit = self.whole.unit(scale);
+        }
+    }
+}
+
+/// A pass over all inputs.
+pub(in super::super) fn of_whole<'a, W: Whole + 'a, const LANES: usize>(
+    whole: W,
+    matrix: Matrix<'a>,
+    x: &ChunksExact<'_, f32>,
+) -> Box<dyn Pass + 'a>
+where
+    W::I: 'a,
+{
+    let Header { format, .. } = *matrix.header();
+    assert!(format.code_bits() == 8 && format.group() == 2 * PAIRS && format.base_bytes() == 0);
+    panels::<Fixed<W::I, Exact, LANES>, _>(Codes { whole, matrix }, matrix, x)
 }

@@ -8,7 +8,7 @@ pub(in super::super) struct Float<V>(PhantomData<fn() -> V>);
 /// A row's piece, from the start of a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(in super::super) struct Row(Piece);
+pub(in super::super) struct Row(pub(super) Piece);
 
 impl<V: Vector> Arithmetic for Float<V> {
     type V = V;
@@ -32,12 +32,6 @@ impl<V: Vector> Arithmetic for Float<V> {
             let at = place * V::LANES + lane;
             lines[at / LINE].0[at % LINE] = x;
         }
-    }
-
-    #[inline(always)]
-    unsafe fn decode<S: Source>(source: &S, row: usize, first: usize, count: usize, out: &mut Row) {
-        // SAFETY: as the caller promises.
-        unsafe { source.decode(row, first, &mut out.0[..count]) };
     }
 
     #[inline(always)]
@@ -77,5 +71,23 @@ impl<V: Vector> Arithmetic for Float<V> {
             }
             sums
         }
+    }
+}
+
+impl<B: Block> Source<Float<B::V>> for Blocks<'_, B> {
+    const UNIT: usize = B::COLS;
+
+    fn column(place: usize) -> usize {
+        Self::column(place)
+    }
+
+    fn base(&self, row: usize) -> f32 {
+        self.matrix.base(row)
+    }
+
+    #[inline(always)]
+    unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut Row) {
+        // SAFETY: as the caller promises.
+        unsafe { self.decode(row, first, &mut out.0[..count]) };
     }
 }

@@ -5,7 +5,8 @@
 //! [`COLS`] columns, each summed from zero in the order of decoding, whatever rows and inputs go with it: its bits depend
 //! neither on the threads nor on the number of inputs.
 //!
-//! What weights and inputs become, and how a tile of them is multiplied, is an [`Arithmetic`].
+//! What weights and inputs become, and how a tile of them is multiplied, is an [`Arithmetic`]; how a row's codes become that, a
+//! [`Source`].
 
 use super::*;
 use rayon::prelude::*;
@@ -16,7 +17,7 @@ mod fixed;
 mod float;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use fixed::{Fixed, Integers};
+pub(super) use fixed::{Bytes, Fixed, Integers, ONE, Pairs, Rounded, TWO, Whole, of_whole};
 pub(super) use float::Float;
 
 /// Rows of a panel: whole tiles of every kind.
@@ -28,22 +29,22 @@ const COLS: usize = 256;
 /// A piece of a row, or of an input, in the order of decoding.
 type Piece = [f32; COLS];
 
-/// How a piece of a row is decoded.
-pub(super) trait Source: Sync {
+/// How pieces of rows are decoded for an arithmetic.
+pub(super) trait Source<A: Arithmetic>: Sync {
     /// Columns that are decoded together.
     const UNIT: usize;
 
-    /// The column of a unit that is decoded to a place.
+    /// The column of a piece that is decoded to a place.
     fn column(place: usize) -> usize;
 
     /// What sums of the row are still to be multiplied by.
     fn base(&self, row: usize) -> f32;
 
-    /// Decodes as many columns as `out` is long, in whole units, from `first` on; zeros after the last.
+    /// Decodes `count` columns, whole units, from `first` on; zeros after the last.
     ///
     /// # Safety
-    /// The processor has the instructions of the source.
-    unsafe fn decode(&self, row: usize, first: usize, out: &mut [f32]);
+    /// The processor has the instructions of the source and of the arithmetic.
+    unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut A::Row);
 }
 
 /// What pieces of rows and inputs become, and how they are multiplied.
@@ -62,17 +63,11 @@ pub(super) trait Arithmetic: Sync {
     fn no_row() -> Self::Row;
     fn no_part() -> Self::Part;
 
-    /// Puts one input's piece, of which `count` places are used, into a lane.
+    /// Puts one input's piece, of which `count` columns are used, into a lane.
     ///
     /// # Safety
     /// The processor has the instructions of the level, here and below.
     unsafe fn put(x: &Piece, count: usize, lane: usize, parts: &mut [Self::Part]);
-
-    /// Decodes a piece of a row, whole units.
-    ///
-    /// # Safety
-    /// It has those of the source besides.
-    unsafe fn decode<S: Source>(source: &S, row: usize, first: usize, count: usize, out: &mut Self::Row);
 
     /// Adds the products of all rows with the first vectors of inputs, [`tiles`] of the best size; returns how many vectors
     /// those are.
@@ -105,17 +100,15 @@ pub(super) struct Blocks<'a, B> {
     matrix: Matrix<'a>,
 }
 
-impl<B: Block> Source for Blocks<'_, B> {
-    const UNIT: usize = B::COLS;
-
+impl<B: Block> Blocks<'_, B> {
     fn column(place: usize) -> usize {
-        B::column(place)
+        place / B::COLS * B::COLS + B::column(place % B::COLS)
     }
 
-    fn base(&self, row: usize) -> f32 {
-        self.matrix.base(row)
-    }
-
+    /// Decodes as many columns as `out` is long, in whole blocks, from `first` on; zeros after the last.
+    ///
+    /// # Safety
+    /// The processor has the instructions of the block.
     #[inline(always)]
     unsafe fn decode(&self, row: usize, first: usize, out: &mut [f32]) {
         let Header { format, cols, .. } = *self.matrix.header();
@@ -125,17 +118,9 @@ impl<B: Block> Source for Blocks<'_, B> {
         let codes = &self.matrix.codes()[row * code_bytes..][..code_bytes][first * B::CODE_BYTES..];
         let scales = &self.matrix.scales()[row * scale_bytes..][..scale_bytes];
         let scales = &scales[format.base_bytes() + first * B::SCALES..];
-        let out_cols = out.len();
+        // SAFETY: as the caller promises.
+        unsafe { ask_for_next::<B::V>(codes, code_bytes, COLS / B::COLS * B::CODE_BYTES) };
         let (of_whole, last) = out.split_at_mut(whole * B::COLS);
-        // The next piece, which is decoded when this one is multiplied: of this row, or of the row in the next panel.
-        let ahead = match out_cols < cols - first * B::COLS {
-            true => out_cols / B::COLS * B::CODE_BYTES,
-            false => (PANEL_ROWS * code_bytes).wrapping_sub(first * B::CODE_BYTES),
-        };
-        for line in (0..codes.len().min(COLS / B::COLS * B::CODE_BYTES)).step_by(64) {
-            // SAFETY: as the caller promises.
-            unsafe { B::V::prefetch(codes.as_ptr().wrapping_add(ahead + line)) };
-        }
         let (whole_codes, codes) = codes.split_at(whole * B::CODE_BYTES);
         let (whole_scales, scales) = scales.split_at(whole * B::SCALES);
         for (i, out) in of_whole.chunks_exact_mut(B::COLS).enumerate() {
@@ -154,6 +139,23 @@ impl<B: Block> Source for Blocks<'_, B> {
                 }
             }
         }
+    }
+}
+
+/// Asks for the codes of the next piece, which is decoded when this one has been multiplied: of this row, or of the row in the
+/// next panel. A row has so many bytes, `codes` are those from this piece on, and a piece has so many.
+///
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn ask_for_next<V: Vector>(codes: &[u8], row: usize, piece: usize) {
+    let next = match piece < codes.len() {
+        true => codes.as_ptr().wrapping_add(piece),
+        false => codes.as_ptr().wrapping_add(codes.len() + (PANEL_ROWS - 1) * row),
+    };
+    for line in (0..codes.len().min(piece)).step_by(size_of::<CacheLine>()) {
+        // SAFETY: as the caller promises.
+        unsafe { V::prefetch(next.wrapping_add(line)) };
     }
 }
 
@@ -179,7 +181,7 @@ pub(super) struct Plain<'a> {
     matrix: Matrix<'a>,
 }
 
-impl Source for Plain<'_> {
+impl<V: Vector> Source<Float<V>> for Plain<'_> {
     const UNIT: usize = 1;
 
     fn column(place: usize) -> usize {
@@ -191,8 +193,8 @@ impl Source for Plain<'_> {
     }
 
     #[inline(always)]
-    unsafe fn decode(&self, row: usize, first: usize, out: &mut [f32]) {
-        self.matrix.decode_columns(row, first, out);
+    unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut float::Row) {
+        self.matrix.decode_columns(row, first, &mut out.0[..count]);
     }
 }
 
@@ -204,10 +206,9 @@ struct Packed<A: Arithmetic> {
 }
 
 impl<A: Arithmetic> Packed<A> {
-    fn new<S: Source>(x: &ChunksExact<'_, f32>, cols: usize) -> Self {
+    fn new<S: Source<A>>(x: &ChunksExact<'_, f32>, cols: usize) -> Self {
         let vectors = x.len().div_ceil(A::V::LANES);
-        let columns: Vec<usize> =
-            (0..COLS).map(|place| place / S::UNIT * S::UNIT + S::column(place % S::UNIT)).collect();
+        let columns: Vec<usize> = (0..COLS).map(S::column).collect();
         let mut parts = vec![A::no_part(); cols.div_ceil(COLS) * vectors * A::PARTS];
         parts.par_chunks_exact_mut(A::PARTS).enumerate().for_each(|(i, parts)| {
             let (piece, vector) = (i / vectors, i % vectors);
@@ -244,7 +245,7 @@ impl<'a, A: Arithmetic, X: Iterator<Item = &'a [f32]>> Kernel for Pack<'_, A, X>
             let x = &x[self.from..x.len().min(self.from + COLS)];
             let count = x.len().next_multiple_of(self.unit);
             let mut piece = [0.0; COLS];
-            for (out, &column) in piece[..count].iter_mut().zip(self.columns) {
+            for (out, &column) in piece.iter_mut().zip(self.columns) {
                 *out = x.get(column).copied().unwrap_or(0.0);
             }
             // SAFETY: this runs at the level.
@@ -261,11 +262,14 @@ struct Panels<S, A: Arithmetic> {
 }
 
 /// A pass over all inputs with blocks of codes.
-pub(super) fn of_blocks<'a, A: Arithmetic<V = B::V> + 'a, B: Block + 'a>(
+pub(super) fn of_blocks<'a, A: Arithmetic + 'a, B: Block + 'a>(
     block: B,
     matrix: Matrix<'a>,
     x: &ChunksExact<'_, f32>,
-) -> Box<dyn Pass + 'a> {
+) -> Box<dyn Pass + 'a>
+where
+    Blocks<'a, B>: Source<A>,
+{
     panels::<A, _>(Blocks { block, matrix }, matrix, x)
 }
 
@@ -274,7 +278,7 @@ pub(super) fn of_rows<'a, V: Vector + 'a>(matrix: Matrix<'a>, x: &ChunksExact<'_
     panels::<Float<V>, _>(Plain { matrix }, matrix, x)
 }
 
-fn panels<'a, A: Arithmetic + 'a, S: Source + 'a>(
+fn panels<'a, A: Arithmetic + 'a, S: Source<A> + 'a>(
     source: S,
     matrix: Matrix<'a>,
     x: &ChunksExact<'_, f32>,
@@ -284,7 +288,7 @@ fn panels<'a, A: Arithmetic + 'a, S: Source + 'a>(
     Box::new(Panels { source, cols, inputs })
 }
 
-impl<S: Source, A: Arithmetic> Pass for Panels<S, A> {
+impl<S: Source<A>, A: Arithmetic> Pass for Panels<S, A> {
     fn rows(&self) -> usize {
         PANEL_ROWS
     }
@@ -305,7 +309,7 @@ struct Panel<'a, S, A: Arithmetic> {
     stride: usize,
 }
 
-impl<S: Source, A: Arithmetic> Kernel for Panel<'_, S, A> {
+impl<S: Source<A>, A: Arithmetic> Kernel for Panel<'_, S, A> {
     type Output = ();
 
     #[inline(always)]
@@ -317,7 +321,7 @@ impl<S: Source, A: Arithmetic> Kernel for Panel<'_, S, A> {
     }
 }
 
-impl<S: Source, A: Arithmetic> Panels<S, A> {
+impl<S: Source<A>, A: Arithmetic> Panels<S, A> {
     /// The products of [`PANEL_ROWS`] rows or fewer, run at the level of `A`, by way of these `weights`.
     #[inline(always)]
     fn together(&self, first: usize, out: &mut [f32], stride: usize, weights: &mut [A::Row]) {
@@ -327,7 +331,7 @@ impl<S: Source, A: Arithmetic> Panels<S, A> {
             let count = COLS.min(cols - start).next_multiple_of(S::UNIT);
             for (row, weights) in weights.iter_mut().take(rows).enumerate() {
                 // SAFETY: `Level::run` has found the instructions, here and below.
-                unsafe { A::decode(source, first + row, start, count, weights) };
+                unsafe { source.decode(first + row, start, count, weights) };
             }
             let mut vector = 0;
             while vector < inputs.vectors {
@@ -360,10 +364,15 @@ unsafe fn tiles<A: Arithmetic, const R: usize, const N: usize>(
     for (rows, out) in rows.as_chunks::<R>().0.iter().zip(out.chunks_mut(R * stride)) {
         // SAFETY: as the caller promises, here and below; there are as many parts.
         let sums = unsafe { A::tile::<R, N>(rows, x.as_ptr(), count) };
-        for (out, sums) in out.chunks_mut(stride).zip(sums) {
-            for (out, sum) in out[..N * A::V::LANES].chunks_exact_mut(A::V::LANES).zip(sums) {
+        // By reference, as arrays that are moved are copied.
+        for (out, sums) in out.chunks_mut(stride).zip(&sums) {
+            let out = out[..N * A::V::LANES].as_mut_ptr();
+            for (n, &sum) in sums.iter().enumerate() {
                 // SAFETY: the slice has as many values as there are lanes.
-                unsafe { A::V::load(out.as_ptr()).add(sum).store(out.as_mut_ptr()) };
+                unsafe {
+                    let out = out.add(n * A::V::LANES);
+                    A::V::load(out).add(sum).store(out);
+                }
             }
         }
     }
