@@ -6,6 +6,7 @@ use burn_backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use qins_codec::{Header, Matrix};
+use rayon::prelude::*;
 use std::{
     any::{Any, TypeId},
     borrow::Cow,
@@ -91,6 +92,28 @@ pub(super) fn matmul<H: Host, B: Backend>(x: &FloatTensor<B>, weight: &QinsTenso
     result::<H, B>(matrix.matmul(&values, m), shape, dtype.into())
 }
 
+/// Numbers of a part, which a cache holds.
+const PART: usize = 16 << 10;
+
+/// Besides, `None` for a tensor of one part or on one thread.
+pub(super) fn by_parts<H: Host, B: Backend>(
+    tensor: &FloatTensor<B>,
+    operation: fn(FloatTensor<B>) -> FloatTensor<B>,
+) -> Option<FloatTensor<B>> {
+    let values = H::floats((tensor as &dyn Any).downcast_ref()?)?;
+    if values.len() <= PART || rayon::current_num_threads() == 1 {
+        return None;
+    }
+    let device = B::float_device(tensor);
+    let mut out = vec![0.0; values.len()];
+    out.par_chunks_mut(PART).zip(values.par_chunks(PART)).try_for_each(|(out, values)| {
+        let part = B::float_from_data(TensorData::new(values.to_vec(), [values.len()]), &device);
+        out.copy_from_slice(H::floats((&operation(part) as &dyn Any).downcast_ref()?)?);
+        Some(())
+    })?;
+    result::<H, B>(out, tensor.shape(), FloatDType::F32)
+}
+
 fn matrix<H: Host, B: Backend>(tensor: &QinsTensor<B>) -> Option<Matrix<'_>> {
     // Another backend may share `H`'s integers and have floats of its own.
     if TypeId::of::<FloatTensor<B>>() != TypeId::of::<FloatTensor<H>>() {
@@ -112,4 +135,34 @@ fn result<H: Host, B: Backend>(values: Vec<f32>, shape: Shape, dtype: FloatDType
     let tensor = H::float_from_data(TensorData::new(values, shape), &Default::default());
     let tensor = if tensor.dtype() == DType::from(dtype) { tensor } else { H::float_cast(tensor, dtype) };
     (&mut Some(tensor) as &mut dyn Any).downcast_mut::<Option<FloatTensor<B>>>()?.take()
+}
+
+#[cfg(all(test, feature = "flex", feature = "ndarray"))]
+mod tests {
+    use super::*;
+
+    fn parts_make_the_whole<H: Host>() {
+        let device = Default::default();
+        for (rows, cols) in [(2, PART), (3, PART / 2 + 5), (5, 2 * PART + 1)] {
+            // All of the range, and what is no number.
+            let mut values: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin() * (i % 211) as f32).collect();
+            (values[7], values[PART + 7], values[PART + 8]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+            let tensor = H::float_from_data(TensorData::new(values, [rows, cols]), &device);
+            let read = |tensor| read_f32::<H>(tensor).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let found = by_parts::<H, H>(&tensor, H::sigmoid).expect("parts");
+            assert_eq!(found.shape(), Shape::new([rows, cols]));
+            assert!(read(found) == read(H::sigmoid(tensor.clone())), "{rows} x {cols}");
+            // One with gaps.
+            assert!(by_parts::<H, H>(&H::float_swap_dims(tensor, 0, 1), H::sigmoid).is_none());
+        }
+    }
+
+    #[test]
+    fn parts_of_an_operation_make_the_whole() {
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+        threads.install(|| {
+            parts_make_the_whole::<burn_flex::Flex>();
+            parts_make_the_whole::<burn_ndarray::NdArray>();
+        });
+    }
 }

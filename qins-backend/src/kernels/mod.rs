@@ -145,6 +145,20 @@ pub(crate) fn kv_attend<B: Backend>(
     })
 }
 
+/// `operation`, which makes each number of its own alone, on parts of a large tensor in the host's memory, on all threads; the
+/// bits are those of the whole.
+pub(crate) fn by_parts<B: Backend>(
+    tensor: FloatTensor<B>,
+    operation: fn(FloatTensor<B>) -> FloatTensor<B>,
+) -> FloatTensor<B> {
+    let found: Option<FloatTensor<B>> = None;
+    #[cfg(feature = "flex")]
+    let found = found.or_else(|| host::by_parts::<burn_flex::Flex, B>(&tensor, operation));
+    #[cfg(feature = "ndarray")]
+    let found = found.or_else(|| host::by_parts::<burn_ndarray::NdArray, B>(&tensor, operation));
+    found.unwrap_or_else(|| operation(tensor))
+}
+
 /// All weights of the encoded matrix, in storage order; the shape is the matrix's `[rows, cols]`.
 pub(crate) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     assert_fits(tensor, tensor.header().rows, tensor.header().cols, dtype);

@@ -353,7 +353,6 @@ macro_rules! activation_ops {
             fn gelu(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
             fn prelu(tensor: FloatTensor<Self>, alpha: FloatTensor<Self>) -> FloatTensor<Self>;
             fn gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
-            fn sigmoid(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
             fn sigmoid_backward(output: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self>;
             fn hard_sigmoid(tensor: FloatTensor<Self>, alpha: Scalar, beta: Scalar) -> FloatTensor<Self>;
             fn log_sigmoid(tensor: FloatTensor<Self>) -> FloatTensor<Self>;

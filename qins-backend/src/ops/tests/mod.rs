@@ -38,6 +38,7 @@ macro_rules! by_hand_ops {
             fn float_to_device(tensor: FloatTensor<Self>, device: &Device<Self>) -> FloatTensor<Self>;
             fn embedding(weights: FloatTensor<Self>, indices: IntTensor<Self>) -> FloatTensor<Self>;
             fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self>;
+            fn sigmoid(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
         }
     };
 }
