@@ -35,7 +35,7 @@ pub enum Level {
     Avx512,
     /// With AVX-512 VNNI besides: since Ice Lake and Zen 4. Products of many inputs with formats of at most 8 bits are sums of
     /// integers, for which inputs and weights are rounded to 14-bit fixed point: to within 2^-14 of the largest of some 32
-    /// of them.
+    /// of them, or of the group's scale.
     Avx512Fixed,
     /// AArch64 with NEON.
     Neon,

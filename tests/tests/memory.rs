@@ -22,7 +22,7 @@ use std::{
     path::Path,
     process::Command,
     sync::{
-        Mutex,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
@@ -55,6 +55,11 @@ static ALLOCATOR: Counting = Counting;
 /// Tests share the counters.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// Waits for the others, which may have failed.
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The most bytes that `work` had allocated at once, beyond what was there before.
 fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = NOW.load(Relaxed);
@@ -69,7 +74,7 @@ const FLOAT: usize = IN * OUT * 4;
 
 #[test]
 fn a_coded_linear_layer_never_builds_its_matrix() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     let device = Default::default();
     // Warm: thread pools and tables of the libraries.
     let small: Linear<Qins<Flex>> = LinearConfig::new(64, 64).init(&device);
@@ -96,7 +101,7 @@ fn a_coded_linear_layer_never_builds_its_matrix() {
 
 #[test]
 fn an_embedding_decodes_only_its_rows() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     let device = Default::default();
     let table: Tensor<Qins<Flex>, 2> = Tensor::random([OUT, IN], Distribution::Default, &device);
     let table = table.quantize_dynamic(&Default::default());
@@ -109,7 +114,7 @@ fn an_embedding_decodes_only_its_rows() {
 
 #[test]
 fn a_container_is_used_where_it_is_mapped() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let (source, output) = (directory.path().join("hf"), directory.path().join("container"));
     std::fs::create_dir(&source).unwrap();
@@ -143,7 +148,7 @@ fn a_container_is_used_where_it_is_mapped() {
 
 #[test]
 fn loading_encoded_makes_no_float_copy() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let sizes = json!({"vocab_size": 64, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4,
         "num_attention_heads": 8, "max_position_embeddings": 64});
@@ -167,7 +172,7 @@ fn loading_encoded_makes_no_float_copy() {
 /// In codes, with a window or a shift: after 2000 tokens nothing grows but the text itself.
 #[test]
 fn ten_thousand_tokens_take_the_memory_of_two_thousand() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     for (window, context, shift) in [(Some(100), 20_000, None), (None, 96, Some(8))] {
         let config = json!({"vocab_size": 40, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 4, "max_position_embeddings": context, "sliding_window": window});
@@ -193,7 +198,7 @@ fn ten_thousand_tokens_take_the_memory_of_two_thousand() {
 /// are not Rust's.
 #[test]
 fn a_container_goes_to_a_device_tensor_by_tensor() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     if !has_gpu() {
         return;
     }
@@ -271,7 +276,7 @@ fn device_holds_no_more<B: Backend>() {
 
 #[test]
 fn a_device_gives_little_more_than_weights_and_cache() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     if has_gpu() {
         device_holds_no_more::<Wgpu>();
     }
@@ -285,7 +290,7 @@ fn a_weight_without_memory_is_named() {
     if let Some(path) = std::env::var_os(CONTAINER) {
         return load_without_memory(Path::new(&path));
     }
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     if Command::new("prlimit").arg("--version").output().is_err() {
         return skip("no prlimit (Debian: util-linux)");
     }
@@ -295,11 +300,19 @@ fn a_weight_without_memory_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("container");
     write_random(&middle_sized(), &output);
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "a_weight_without_memory_is_named", "--nocapture"]).env(CONTAINER, &output);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "a_weight_without_memory_is_named", "--nocapture"]).env(CONTAINER, &output);
     // Printing one takes memory, too: without it the standard library waits for itself.
-    child.env("RUST_BACKTRACE", "0");
-    let child = child.output().unwrap();
+    command.env("RUST_BACKTRACE", "0");
+    let mut child = command.output().unwrap();
+    // The limit is the process's: at times a thread of the device lacks memory of its own before a weight does.
+    for _ in 0..4 {
+        if child.status.success() || !String::from_utf8_lossy(&child.stderr).contains("wgpu error: Out of Memory") {
+            break;
+        }
+        println!("once more, as the device itself had no memory");
+        child = command.output().unwrap();
+    }
     let (told, texts) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
     if told.contains("not of software") {
         return skip("the graphics device is not of software: its memory is not the process's");
