@@ -52,8 +52,12 @@ pub(super) struct Magnitudes {
 }
 
 impl Magnitudes {
-    /// `None` if a scale is too small. Needs AVX-512 F; the first 128 values are from 0 to 1.
+    /// `None` if a scale is too small, or if others than the last 16 magnitudes are below a 64th: a group of such alone would lose
+    /// more than where it is measured. Needs AVX-512 F; the first 128 values are from 0 to 1.
     pub(super) fn new(values: &[f32], scales: &[f32; 256]) -> Option<Self> {
+        if values[111] < 1.0 / 64.0 {
+            return None;
+        }
         debug_assert!(values[..128].iter().all(|value| (0.0..=1.0).contains(value)));
         let byte =
             |code: usize, byte: usize| ((values[code] * panel::ONE).round_ties_even() as u16).to_le_bytes()[byte];
