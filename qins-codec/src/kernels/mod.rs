@@ -296,7 +296,7 @@ fn pass_at<'a, A: panel::Arithmetic + 'a, B: Block + 'a>(
     x: ChunksExact<'_, f32>,
 ) -> Box<dyn Pass + 'a>
 where
-    panel::Blocks<'a, B>: panel::Source<A>,
+    panel::Blocks<'a, B>: panel::Decode<A>,
 {
     if level == A::LEVEL && x.len() > MOST_INPUTS {
         panel::of_blocks::<A, B>(block, matrix, &x)

@@ -241,17 +241,7 @@ unsafe fn round<I: Integers>(x: &Piece, pairs: usize, row: &mut Rounded) {
     }
 }
 
-impl<I: Integers, B: Block<V = I::Floats>, const LANES: usize> Source<Fixed<I, Rounded, LANES>> for Blocks<'_, B> {
-    const UNIT: usize = B::COLS;
-
-    fn column(place: usize) -> usize {
-        Self::column(place)
-    }
-
-    fn base(&self, row: usize) -> f32 {
-        self.matrix.base(row)
-    }
-
+impl<I: Integers, B: Block<V = I::Floats>, const LANES: usize> Decode<Fixed<I, Rounded, LANES>> for Blocks<'_, B> {
     #[inline(always)]
     unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut Rounded) {
         const { assert!(B::COLS.is_multiple_of(WIDTH)) };
@@ -325,7 +315,7 @@ struct Codes<'a, W> {
     matrix: Matrix<'a>,
 }
 
-impl<W: Whole, const LANES: usize> Source<Fixed<W::I, Exact, LANES>> for Codes<'_, W> {
+impl<W: Whole> Source for Codes<'_, W> {
     const UNIT: usize = TWO;
 
     /// Inputs are a table, of which columns are groups.
@@ -337,7 +327,9 @@ impl<W: Whole, const LANES: usize> Source<Fixed<W::I, Exact, LANES>> for Codes<'
     fn base(&self, _: usize) -> f32 {
         1.0
     }
+}
 
+impl<W: Whole, const LANES: usize> Decode<Fixed<W::I, Exact, LANES>> for Codes<'_, W> {
     #[inline(always)]
     unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut Exact) {
         let Header { format, cols, .. } = *self.matrix.header();

@@ -74,17 +74,7 @@ impl<V: Vector> Arithmetic for Float<V> {
     }
 }
 
-impl<B: Block> Source<Float<B::V>> for Blocks<'_, B> {
-    const UNIT: usize = B::COLS;
-
-    fn column(place: usize) -> usize {
-        Self::column(place)
-    }
-
-    fn base(&self, row: usize) -> f32 {
-        self.matrix.base(row)
-    }
-
+impl<B: Block> Decode<Float<B::V>> for Blocks<'_, B> {
     #[inline(always)]
     unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut Row) {
         // SAFETY: as the caller promises.

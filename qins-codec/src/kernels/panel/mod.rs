@@ -5,8 +5,8 @@
 //! [`COLS`] columns, each summed from zero in the order of decoding, whatever rows and inputs go with it: its bits depend
 //! neither on the threads nor on the number of inputs.
 //!
-//! What weights and inputs become, and how a tile of them is multiplied, is an [`Arithmetic`]; how a row's codes become that, a
-//! [`Source`].
+//! What weights and inputs become, and how a tile of them is multiplied, is an [`Arithmetic`]; how a row's codes become that,
+//! [`Decode`].
 
 use super::*;
 use rayon::prelude::*;
@@ -29,8 +29,8 @@ const COLS: usize = 256;
 /// A piece of a row, or of an input, in the order of decoding.
 type Piece = [f32; COLS];
 
-/// How pieces of rows are decoded for an arithmetic.
-pub(super) trait Source<A: Arithmetic>: Sync {
+/// Rows that are decoded a piece at a time.
+pub(super) trait Source: Sync {
     /// Columns that are decoded together.
     const UNIT: usize;
 
@@ -39,7 +39,10 @@ pub(super) trait Source<A: Arithmetic>: Sync {
 
     /// What sums of the row are still to be multiplied by.
     fn base(&self, row: usize) -> f32;
+}
 
+/// How pieces of a source's rows are decoded for an arithmetic.
+pub(super) trait Decode<A: Arithmetic>: Source {
     /// Decodes `count` columns, whole units, from `first` on; zeros after the last.
     ///
     /// # Safety
@@ -100,11 +103,19 @@ pub(super) struct Blocks<'a, B> {
     matrix: Matrix<'a>,
 }
 
-impl<B: Block> Blocks<'_, B> {
+impl<B: Block> Source for Blocks<'_, B> {
+    const UNIT: usize = B::COLS;
+
     fn column(place: usize) -> usize {
         place / B::COLS * B::COLS + B::column(place % B::COLS)
     }
 
+    fn base(&self, row: usize) -> f32 {
+        self.matrix.base(row)
+    }
+}
+
+impl<B: Block> Blocks<'_, B> {
     /// Decodes as many columns as `out` is long, in whole blocks, from `first` on; zeros after the last.
     ///
     /// # Safety
@@ -181,7 +192,7 @@ pub(super) struct Plain<'a> {
     matrix: Matrix<'a>,
 }
 
-impl<V: Vector> Source<Float<V>> for Plain<'_> {
+impl Source for Plain<'_> {
     const UNIT: usize = 1;
 
     fn column(place: usize) -> usize {
@@ -191,7 +202,9 @@ impl<V: Vector> Source<Float<V>> for Plain<'_> {
     fn base(&self, _: usize) -> f32 {
         1.0
     }
+}
 
+impl<V: Vector> Decode<Float<V>> for Plain<'_> {
     #[inline(always)]
     unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut float::Row) {
         self.matrix.decode_columns(row, first, &mut out.0[..count]);
@@ -206,7 +219,7 @@ struct Packed<A: Arithmetic> {
 }
 
 impl<A: Arithmetic> Packed<A> {
-    fn new<S: Source<A>>(x: &ChunksExact<'_, f32>, cols: usize) -> Self {
+    fn new<S: Source>(x: &ChunksExact<'_, f32>, cols: usize) -> Self {
         let vectors = x.len().div_ceil(A::V::LANES);
         let columns: Vec<usize> = (0..COLS).map(S::column).collect();
         let mut parts = vec![A::no_part(); cols.div_ceil(COLS) * vectors * A::PARTS];
@@ -268,7 +281,7 @@ pub(super) fn of_blocks<'a, A: Arithmetic + 'a, B: Block + 'a>(
     x: &ChunksExact<'_, f32>,
 ) -> Box<dyn Pass + 'a>
 where
-    Blocks<'a, B>: Source<A>,
+    Blocks<'a, B>: Decode<A>,
 {
     panels::<A, _>(Blocks { block, matrix }, matrix, x)
 }
@@ -278,7 +291,7 @@ pub(super) fn of_rows<'a, V: Vector + 'a>(matrix: Matrix<'a>, x: &ChunksExact<'_
     panels::<Float<V>, _>(Plain { matrix }, matrix, x)
 }
 
-fn panels<'a, A: Arithmetic + 'a, S: Source<A> + 'a>(
+fn panels<'a, A: Arithmetic + 'a, S: Decode<A> + 'a>(
     source: S,
     matrix: Matrix<'a>,
     x: &ChunksExact<'_, f32>,
@@ -288,7 +301,7 @@ fn panels<'a, A: Arithmetic + 'a, S: Source<A> + 'a>(
     Box::new(Panels { source, cols, inputs })
 }
 
-impl<S: Source<A>, A: Arithmetic> Pass for Panels<S, A> {
+impl<S: Decode<A>, A: Arithmetic> Pass for Panels<S, A> {
     fn rows(&self) -> usize {
         PANEL_ROWS
     }
@@ -309,7 +322,7 @@ struct Panel<'a, S, A: Arithmetic> {
     stride: usize,
 }
 
-impl<S: Source<A>, A: Arithmetic> Kernel for Panel<'_, S, A> {
+impl<S: Decode<A>, A: Arithmetic> Kernel for Panel<'_, S, A> {
     type Output = ();
 
     #[inline(always)]
@@ -321,7 +334,7 @@ impl<S: Source<A>, A: Arithmetic> Kernel for Panel<'_, S, A> {
     }
 }
 
-impl<S: Source<A>, A: Arithmetic> Panels<S, A> {
+impl<S: Decode<A>, A: Arithmetic> Panels<S, A> {
     /// The products of [`PANEL_ROWS`] rows or fewer, run at the level of `A`, by way of these `weights`.
     #[inline(always)]
     fn together(&self, first: usize, out: &mut [f32], stride: usize, weights: &mut [A::Row]) {
