@@ -116,8 +116,8 @@ fn every_number_of_many_inputs() {
             let (rows, cols) = (1 + m * 7 % 60, 1 + m * 37 % 600);
             check(&matrix(format, rows, cols, 0.02, k, m as u64), &inputs(m, cols, 3), m);
         }
-        // Whole pieces, and one column more.
-        for cols in [256, 257, 512, 513] {
+        // Whole pieces, and one column or one group more.
+        for cols in [32, 96, 256, 257, 288, 512, 513] {
             check(&matrix(format, 49, cols, 0.02, k, 1), &inputs(17, cols, 3), 17);
         }
     }

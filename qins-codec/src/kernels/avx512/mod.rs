@@ -23,7 +23,10 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     let many_fixed = level == Level::Avx512Fixed && x.len() > MOST_INPUTS;
     Some(match matrix.header().format {
         Format::Q8 | Format::Log8 | Format::Fpins1
-            if many_fixed && let Some(whole) = Magnitudes::new(values, scales) =>
+            // All weights of a shorter last group may be far below its scale.
+            if many_fixed
+                && matrix.header().cols.is_multiple_of(matrix.header().format.group())
+                && let Some(whole) = Magnitudes::new(values, scales) =>
         {
             panel::of_whole::<_, 16>(whole, matrix, &x)
         }
