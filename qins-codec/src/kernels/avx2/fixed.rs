@@ -19,7 +19,7 @@ const COLS: usize = 32;
 const RUN: usize = 8;
 
 /// What the largest of a run is made, or up to twice that.
-const ONE: f32 = (1 << FRACTION) as f32;
+pub(super) const ONE: f32 = (1 << FRACTION) as f32;
 const FRACTION: u32 = 14;
 
 /// How the codes of 32 neighbouring weights become integers.
@@ -160,15 +160,13 @@ impl<B: Integral> Terms for Fixed<B> {
         // SAFETY: as the caller promises; each run has a unit.
         unsafe {
             while i + RUN <= count {
-                for line in (0..RUN * B::CODE_BYTES).step_by(64) {
-                    __m256::prefetch(codes.wrapping_add(i * B::CODE_BYTES + line + ahead));
-                }
                 // Two, because one sum must wait for another.
-                let mut sums = [__m256::zero(); 2];
-                for j in 0..RUN {
-                    sums[j % 2] = block(i + j, sums[j % 2]);
+                let (mut even, mut odd) = (__m256::zero(), __m256::zero());
+                for j in (0..RUN).step_by(2) {
+                    __m256::prefetch(codes.wrapping_add((i + j) * B::CODE_BYTES + ahead));
+                    (even, odd) = (block(i + j, even), block(i + j + 1, odd));
                 }
-                of_row = sums[0].add(sums[1]).mul_add(__m256::splat(units.add(i / RUN)), of_row);
+                of_row = even.add(odd).mul_add(__m256::splat(units.add(i / RUN)), of_row);
                 i += RUN;
             }
             while i < count {

@@ -6,13 +6,13 @@
 use super::{
     Block, Decoded, MOST_INPUTS, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_groups, of_whole},
-    panel, pass, pass_at, scales_of_integers,
+    magnitudes, panel, pass, pass_at, scales_of_integers,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
 use fixed::{Entries16, Integers8};
 use raw::{Brain, Bytes, Half, Integers, Linear};
 use shaped::{Shaped4, Shaped8, Shaped16, Shaped64};
-use signed::{SignMagnitude, SignMagnitude12};
+use signed::{Magnitudes, SignMagnitude, SignMagnitude12};
 use std::{arch::x86_64::*, slice::ChunksExact};
 
 mod fixed;
@@ -26,6 +26,16 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     let one_fixed = level == Level::Avx2Fixed && x.len() == 1;
     let many_fixed = level == Level::Avx2Fixed && x.len() > MOST_INPUTS;
     Some(match matrix.header().format {
+        Format::Q8 | Format::Log8 | Format::Fpins1
+            if one_fixed && let Some(block) = Magnitudes::new(&matrix, fixed::ONE, fixed::ONE) =>
+        {
+            fixed::pass(block, matrix, x)
+        }
+        Format::Q8 | Format::Log8 | Format::Fpins1
+            if many_fixed && let Some(whole) = Magnitudes::new(&matrix, panel::ONE, 1.0) =>
+        {
+            panel::of_whole::<_, 8>(whole, matrix, &x)
+        }
         Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(level, matrix, x)?,
         Format::Lin8 if many_fixed && let Some(whole) = panel::Bytes::<__m256i>::new(scales) => {
             panel::of_whole::<_, 8>(whole, matrix, &x)

@@ -6,7 +6,7 @@
 use super::{
     AT_ONCE, Block, Decoded, MOST_INPUTS, Pass, VECTORS, Vector, WIDENED,
     attention::{Full, Rows, of_whole},
-    avx2, panel, pass, pass_at, scales_of_integers,
+    avx2, magnitudes, panel, pass, pass_at, scales_of_integers,
 };
 use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
 use raw::{Brain, Half, Integers, Linear};
@@ -22,12 +22,7 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
     let many_fixed = level == Level::Avx512Fixed && x.len() > MOST_INPUTS;
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Fpins1
-            // All weights of a shorter last group may be far below its scale.
-            if many_fixed
-                && matrix.header().cols.is_multiple_of(matrix.header().format.group())
-                && let Some(whole) = Magnitudes::new(values, scales) =>
-        {
+        Format::Q8 | Format::Log8 | Format::Fpins1 if many_fixed && let Some(whole) = Magnitudes::new(&matrix) => {
             panel::of_whole::<_, 16>(whole, matrix, &x)
         }
         Format::Q8 | Format::Log8 | Format::Fpins1 => {

@@ -44,7 +44,7 @@ impl<const SCALES: usize> Block for SignMagnitude<'_, SCALES> {
     }
 }
 
-/// The same magnitudes with a sign as integers, of which 1 is [`ONE`](panel::ONE). That holds values of bf16 down to a 64th.
+/// The same magnitudes with a sign as integers, of which 1 is [`ONE`](panel::ONE).
 pub(super) struct Magnitudes {
     lower: [__m512i; 2],
     upper: [__m512i; 2],
@@ -52,20 +52,16 @@ pub(super) struct Magnitudes {
 }
 
 impl Magnitudes {
-    /// `None` if a scale is too small, or if others than the last 16 magnitudes are below a 64th: a group of such alone would lose
-    /// more than where it is measured. Needs AVX-512 F; the first 128 values are from 0 to 1.
-    pub(super) fn new(values: &[f32], scales: &[f32; 256]) -> Option<Self> {
-        if values[111] < 1.0 / 64.0 {
-            return None;
-        }
-        debug_assert!(values[..128].iter().all(|value| (0.0..=1.0).contains(value)));
-        let byte =
-            |code: usize, byte: usize| ((values[code] * panel::ONE).round_ties_even() as u16).to_le_bytes()[byte];
+    /// `None` if a scale is too small, or [`magnitudes`] are none. Needs AVX-512 F.
+    pub(super) fn new(matrix: &Matrix<'_>) -> Option<Self> {
+        let integers = magnitudes(matrix, panel::ONE)?;
         let plane = |i: usize| {
+            let plane = |first: usize| std::array::from_fn(|code| integers[first + code].to_le_bytes()[i]);
             // SAFETY: kernels are prepared only where there are the instructions of the level.
-            [0, 64].map(|first| unsafe { load(&std::array::from_fn(|code| byte(first + code, i))) })
+            [0, 64].map(|first| unsafe { load(&plane(first)) })
         };
-        Some(Self { lower: plane(0), upper: plane(1), units: scales_of_integers(scales, panel::ONE / 128.0)? })
+        let units = scales_of_integers(matrix.decoder().scales(), panel::ONE / 128.0)?;
+        Some(Self { lower: plane(0), upper: plane(1), units })
     }
 }
 
