@@ -89,42 +89,61 @@ impl<const GROUP: usize, const STEPS: usize> Block for SignMagnitude<'_, GROUP, 
     }
 }
 
-/// The same magnitudes with a sign as integers. Those of 16 codes are multiples of their places, counted from the last code,
-/// and of bytes that are looked up; only what is multiplied by differs from 16 to 16, and has a sign.
+/// The same magnitudes with a sign as integers, of which 1 is [`ONE`](panel::ONE): half the instructions of two planes.
+///
+/// Sixteen neighbours lie near a [`Line`]. What they are above it fits 4 bits, and a byte holds those of two codes that are 64
+/// apart: so a quarter of a plane is looked up, and what else a line needs by the upper half of a code, which has the sign.
 pub(super) struct Magnitudes {
-    /// Those of 16 places, by which bits they differ from the 16 before.
-    bytes: [__m256i; 8],
+    /// Those of 16 codes, by which bits they differ from the 16 before.
+    residues: [__m256i; 4],
     /// 16 in all bytes.
     sixteen: __m256i,
-    /// What bytes are multiplied by, for each upper half of a code.
-    of_bytes: __m256i,
-    /// What places are multiplied by.
-    of_places: __m256i,
+    /// The bits of a byte that are a code's own.
+    own: __m256i,
+    /// What residues are multiplied by.
+    factors: __m256i,
+    slopes: __m256i,
+    /// From the last six bits of a code, counted down, to what slopes are multiplied by.
+    offsets: __m256i,
     units: Box<[f32; 256]>,
 }
 
 impl Magnitudes {
-    /// 1 becomes `one`, and sums of products are `times` too large besides. `None` if a scale is too small, if
-    /// [`magnitudes`] are none, or if bytes cannot hold them. Needs AVX2.
-    pub(super) fn new(matrix: &Matrix<'_>, one: f32, times: f32) -> Option<Self> {
-        let mut integers = magnitudes(matrix, one)?;
-        integers.reverse();
-        let (mut bytes, mut of_bytes, mut of_places) = ([0; 128], [0i8; 16], [0i8; 16]);
-        for (i, (integers, bytes)) in integers.as_chunks::<16>().0.iter().zip(bytes.as_chunks_mut().0).enumerate() {
-            let (factor, slope, of_sixteen) = factors(integers, 16 * i as u16)?;
-            *bytes = of_sixteen;
+    /// Sums of products are `times` too large. `None` if a scale is too small, if [`magnitudes`] are none, or if they lie too
+    /// far from lines. Needs AVX2.
+    pub(super) fn new(matrix: &Matrix<'_>, times: f32) -> Option<Self> {
+        let mut magnitudes = magnitudes(matrix, panel::ONE)?;
+        // Now they rise.
+        magnitudes.reverse();
+        let units = scales_of_integers(matrix.decoder().scales(), panel::ONE * times / 128.0)?;
+        let (mut residues, mut own) = ([0; 64], [0; 16]);
+        let (mut factors, mut slopes, mut offsets) = ([0i8; 16], [0i8; 16], [0; 16]);
+        for (i, sixteen) in magnitudes.as_chunks().0.iter().enumerate() {
+            let nibble = i as u32 / 4 * 4;
+            let line = Line::near(sixteen, 1 << nibble)?;
+            for (residue, of_line) in residues[i % 4 * 16..].iter_mut().zip(line.residues) {
+                *residue |= of_line << nibble;
+            }
             let upper = 7 - i;
-            (of_bytes[upper], of_bytes[upper + 8]) = (factor, -factor);
-            (of_places[upper], of_places[upper + 8]) = (slope, -slope);
+            for (upper, sign) in [(upper, 1), (upper + 8, -1)] {
+                own[upper] = 0x0F << nibble;
+                factors[upper] = sign * (line.factor >> nibble) as i8;
+                slopes[upper] = sign * line.slope as i8;
+                offsets[upper] = line.first.wrapping_sub(i as u8 % 4 * 16);
+            }
         }
-        let differences = differences(&bytes);
-        let units = scales_of_integers(matrix.decoder().scales(), one * times / 128.0)?;
+        let residues = differences(&residues);
         // SAFETY: kernels are prepared only where there is AVX2; each address is that of 16 bytes.
-        let [of_bytes, of_places] = [of_bytes, of_places].map(|factors| unsafe { load_twice(factors.as_ptr().cast()) });
-        // SAFETY: as above.
         unsafe {
-            let bytes = std::array::from_fn(|i| load_twice(differences[16 * i..].as_ptr()));
-            Some(Self { bytes, sixteen: sixteen(), of_bytes, of_places, units })
+            Some(Self {
+                residues: std::array::from_fn(|i| load_twice(residues[16 * i..].as_ptr())),
+                sixteen: sixteen(),
+                own: load_twice(own.as_ptr()),
+                factors: load_twice(factors.as_ptr().cast()),
+                slopes: load_twice(slopes.as_ptr().cast()),
+                offsets: load_twice(offsets.as_ptr()),
+                units,
+            })
         }
     }
 
@@ -137,35 +156,65 @@ impl Magnitudes {
         // SAFETY: as the caller promises.
         unsafe {
             let codes = _mm256_loadu_si256(codes.cast());
-            let places = _mm256_andnot_si256(codes, _mm256_set1_epi8(0x7F));
+            let lower = _mm256_andnot_si256(codes, _mm256_set1_epi8(0x3F));
             let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), _mm256_set1_epi8(0x0F));
-            let bytes = look_up(&self.bytes, self.sixteen, places);
-            let of_bytes = _mm256_shuffle_epi8(self.of_bytes, upper);
-            let of_places = _mm256_shuffle_epi8(self.of_places, upper);
+            let both = look_up(&self.residues, self.sixteen, lower);
+            let residues = _mm256_and_si256(both, _mm256_shuffle_epi8(self.own, upper));
+            let places = _mm256_add_epi8(lower, _mm256_shuffle_epi8(self.offsets, upper));
+            let factors = _mm256_shuffle_epi8(self.factors, upper);
+            let slopes = _mm256_shuffle_epi8(self.slopes, upper);
+            // residue * factor + place * slope
             [
-                _mm256_maddubs_epi16(_mm256_unpacklo_epi8(bytes, places), _mm256_unpacklo_epi8(of_bytes, of_places)),
-                _mm256_maddubs_epi16(_mm256_unpackhi_epi8(bytes, places), _mm256_unpackhi_epi8(of_bytes, of_places)),
+                _mm256_maddubs_epi16(_mm256_unpacklo_epi8(residues, places), _mm256_unpacklo_epi8(factors, slopes)),
+                _mm256_maddubs_epi16(_mm256_unpackhi_epi8(residues, places), _mm256_unpackhi_epi8(factors, slopes)),
             ]
         }
     }
 }
 
-/// What makes sixteen integers of bytes and of their places from `first` on: factors of either, and the bytes.
-fn factors(integers: &[u16; 16], first: u16) -> Option<(i8, i8, [u8; 16])> {
-    let places = first..;
-    // The steepest line through 0 that no integer is below.
-    let slope = integers.iter().zip(places.clone()).filter_map(|(integer, place)| integer.checked_div(place)).min()?;
-    let slope = slope.min(i8::MAX as u16);
-    // A factor divides the integers, and the slope. Greater ones need smaller bytes, if the slope is not much less for it.
-    let most = integers.iter().fold(1 << 6, |bits, integer| bits | integer).trailing_zeros();
-    (0..=most).rev().find_map(|shift| {
-        let slope = slope >> shift << shift;
-        let mut bytes = [0; 16];
-        for ((byte, integer), place) in bytes.iter_mut().zip(integers).zip(places.clone()) {
-            *byte = u8::try_from((integer - slope * place) >> shift).ok()?;
+/// Sixteen magnitudes: number `i` is `slope * (first + i) + factor * residues[i]`, to within [`LOST`](Self::LOST).
+struct Line {
+    slope: u8,
+    first: u8,
+    factor: u8,
+    residues: [u8; 16],
+}
+
+impl Line {
+    const LOST: f32 = 1.5;
+
+    /// `None` if none is near enough. The factor is a multiple of `least`, a power of two.
+    fn near(rising: &[f32; 16], least: i32) -> Option<Self> {
+        let integers = rising.map(|magnitude| magnitude.round_ties_even() as i32);
+        let chord = (integers[15] - integers[0]) / 15;
+        // A factor that divides the slope and all magnitudes loses nothing; a greater one needs smaller residues.
+        let divisor = 1 << integers.iter().fold(1 << 6, |all, integer| all | integer).trailing_zeros();
+        let exact =
+            std::iter::successors(Some(divisor), |factor| Some(factor / 2)).take_while(|&factor| factor >= least);
+        let rounded = [2, 3].into_iter().filter(|factor| factor % least == 0 && *factor > divisor);
+        exact.chain(rounded).find_map(|factor| {
+            let step = factor.min(divisor);
+            let slopes = (-1..=2).map(|steps| (chord / step + steps) * step);
+            slopes.filter(|&slope| slope > 0).find_map(|slope| Self::with(rising, &integers, slope, factor))
+        })
+    }
+
+    fn with(rising: &[f32; 16], integers: &[i32; 16], slope: i32, factor: i32) -> Option<Self> {
+        // As high as the line can be and below all.
+        let first = integers.iter().zip(0..).map(|(integer, i)| integer - slope * i).min()?.div_euclid(slope);
+        let first = first.min(i32::from(u8::MAX) - 15);
+        let mut residues = [0; 16];
+        for (((residue, &magnitude), integer), place) in residues.iter_mut().zip(rising).zip(integers).zip(first..) {
+            let of_line = slope * place;
+            let found = (integer - of_line + factor / 2).div_euclid(factor);
+            if !(0..16).contains(&found) || ((of_line + factor * found) as f32 - magnitude).abs() > Self::LOST {
+                return None;
+            }
+            *residue = found as u8;
         }
-        Some((1 << shift, slope as i8, bytes))
-    })
+        let slope = i8::try_from(slope).ok()?.cast_unsigned();
+        Some(Self { slope, first: u8::try_from(first).ok()?, factor: factor as u8, residues })
+    }
 }
 
 impl fixed::Integral for Magnitudes {
@@ -205,12 +254,12 @@ impl panel::Whole for Magnitudes {
     }
 }
 
-/// Bytes of a table of 128, sixteen at a time, each by which bits it differs from that 16 before.
+/// Bytes of a table, sixteen at a time, each by which bits it differs from that 16 before.
 ///
 /// # Safety
 /// Needs AVX2; no index is negative.
 #[inline(always)]
-unsafe fn look_up(differences: &[__m256i; 8], sixteen: __m256i, mut index: __m256i) -> __m256i {
+unsafe fn look_up<const N: usize>(differences: &[__m256i; N], sixteen: __m256i, mut index: __m256i) -> __m256i {
     // SAFETY: as the caller promises.
     unsafe {
         // A negative index finds 0. So differences are taken up to the 16 codes that a code is one of.
@@ -276,6 +325,30 @@ impl Block for SignMagnitude12<'_> {
                 *weights = _mm256_xor_ps(magnitudes, _mm256_castsi256_ps(signs));
             }
             (weights, one_scale(self.scales, scales))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Decoder, Header};
+
+    /// Or products are as slow as in f32.
+    #[test]
+    fn magnitudes_of_weights_lie_near_lines() {
+        if !Level::Avx2.is_supported() {
+            println!("skipped: this processor lacks AVX2");
+            return;
+        }
+        for k in [0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2] {
+            for (format, cols) in [(Format::Q8, 32), (Format::Fpins1, 64)] {
+                let decoder = Decoder::new(Header { format, rows: 1, cols, base: 1.0, k }).unwrap();
+                let header = *decoder.header();
+                let (codes, scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
+                let encoded = crate::Encoded::from_parts(decoder, codes, scales).unwrap();
+                assert!(Magnitudes::new(&encoded.matrix(), 1.0).is_some(), "{format}, k = {k}");
+            }
         }
     }
 }
