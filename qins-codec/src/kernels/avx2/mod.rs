@@ -269,13 +269,14 @@ fn differences<const N: usize>(table: &[u8; N]) -> [u8; N] {
     std::array::from_fn(|code| table[code] ^ if code < 16 { 0 } else { table[code - 16] })
 }
 
-/// 16 in all bytes. Known to the compiler, all its multiples would be loaded.
+/// The same in all bytes, to be kept in a register: what the compiler knows it puts together where it is needed, and loads
+/// multiples of.
 ///
 /// # Safety
 /// Needs AVX2.
-unsafe fn sixteen() -> __m256i {
+unsafe fn bytes(value: i8) -> __m256i {
     // SAFETY: as the caller promises.
-    std::hint::black_box(unsafe { _mm256_set1_epi8(16) })
+    std::hint::black_box(unsafe { _mm256_set1_epi8(value) })
 }
 
 /// One scale for all lanes.

@@ -35,7 +35,7 @@ impl Shaped64 {
         let differences = shaped::tables(Format::Q6)
             .map(|table| differences(&std::array::from_fn::<u8, 64, _>(|code| table[code] as u8)));
         // SAFETY: kernels are prepared only where there is AVX2.
-        let sixteen = unsafe { sixteen() };
+        let sixteen = unsafe { bytes(16) };
         Self { differences, sixteen, scales: Box::new(scales.map(|scale| scale / WIDENED)), integers: Bytes::new() }
     }
 }

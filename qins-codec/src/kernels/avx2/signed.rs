@@ -44,7 +44,7 @@ impl<'a, const GROUP: usize, const STEPS: usize> SignMagnitude<'a, GROUP, STEPS>
         unsafe {
             Some(Self {
                 lower: std::array::from_fn(|i| load_twice(lower[16 * i..].as_ptr())),
-                sixteen: sixteen(),
+                sixteen: bytes(16),
                 upper_end: load_twice(upper[END..].as_ptr()),
                 steps: steps.map(|code| _mm256_set1_epi8(code)),
                 scales,
@@ -98,6 +98,9 @@ pub(super) struct Magnitudes {
     residues: [__m256i; 4],
     /// 16 in all bytes.
     sixteen: __m256i,
+    /// The lowest bits of all bytes.
+    six_bits: __m256i,
+    nibble: __m256i,
     /// The bits of a byte that are a code's own.
     own: __m256i,
     /// What residues are multiplied by.
@@ -137,7 +140,9 @@ impl Magnitudes {
         unsafe {
             Some(Self {
                 residues: std::array::from_fn(|i| load_twice(residues[16 * i..].as_ptr())),
-                sixteen: sixteen(),
+                sixteen: bytes(16),
+                six_bits: bytes(0x3F),
+                nibble: bytes(0x0F),
                 own: load_twice(own.as_ptr()),
                 factors: load_twice(factors.as_ptr().cast()),
                 slopes: load_twice(slopes.as_ptr().cast()),
@@ -156,8 +161,8 @@ impl Magnitudes {
         // SAFETY: as the caller promises.
         unsafe {
             let codes = _mm256_loadu_si256(codes.cast());
-            let lower = _mm256_andnot_si256(codes, _mm256_set1_epi8(0x3F));
-            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), _mm256_set1_epi8(0x0F));
+            let lower = _mm256_andnot_si256(codes, self.six_bits);
+            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), self.nibble);
             let both = look_up(&self.residues, self.sixteen, lower);
             let residues = _mm256_and_si256(both, _mm256_shuffle_epi8(self.own, upper));
             let places = _mm256_add_epi8(lower, _mm256_shuffle_epi8(self.offsets, upper));
