@@ -1,5 +1,7 @@
 use crate::ImportError;
 use bytes::Bytes;
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
 use memmap2::Mmap;
 use qins_codec::{EncodeError, Format, Weights, matrix_shape};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -253,6 +255,28 @@ impl Checkpoint {
         Some(self.shards[entry.shard].bytes.slice(entry.bytes.clone()))
     }
 
+    /// Has a thread read the first bytes of tensors, which will be used in this order: then the system reads far ahead, in
+    /// large pages, while what is there is computed with.
+    pub(crate) fn read_ahead(&self, tensors: impl Iterator<Item = (String, usize)>) {
+        #[cfg(target_os = "linux")]
+        {
+            let part = |(name, count): (String, usize)| {
+                let Entry { shard, bytes, .. } = self.tensors.get(&name)?;
+                Some((self.shards[*shard].map.clone()?, bytes.start, count.min(bytes.len())))
+            };
+            let parts: Vec<_> = tensors.filter_map(part).collect();
+            let read = move || {
+                // Where it fails, as before Linux 5.14, pages are read when they are touched; and so without a thread.
+                for (map, start, count) in parts {
+                    let _ = map.advise_range(Advice::PopulateRead, start, count);
+                }
+            };
+            let _ = std::thread::Builder::new().name("read ahead".to_owned()).spawn(read);
+        }
+        #[cfg(not(target_os = "linux"))]
+        drop(tensors);
+    }
+
     /// Lets go of a tensor's pages, which are read from the file again if need be.
     pub(crate) fn forget(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {
@@ -303,7 +327,7 @@ fn map(path: &Path) -> Result<(Bytes, Option<Arc<Mmap>>), ImportError> {
     // Weights are read from end to end for every token: pages of 2 MiB, where the system has them for files, save looking up
     // those of 4 KiB, some 6 % of the time. Refused elsewhere, which changes nothing else.
     #[cfg(target_os = "linux")]
-    let _ = map.advise(memmap2::Advice::HugePage);
+    let _ = map.advise(Advice::HugePage);
     let map = Arc::new(map);
     Ok((Bytes::from_owner(SharedMap(map.clone())), Some(map)))
 }

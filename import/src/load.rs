@@ -100,6 +100,9 @@ trait Place<B: Backend> {
     /// Bytes of a parameter on a device.
     fn bytes(&self, parameter: &Parameter) -> usize;
 
+    /// Told once of all parameters, in the order in which they will be placed.
+    fn begin(&self, _parameters: &[Parameter]) {}
+
     /// The parameter, and how many bytes of the file it is.
     fn place<const D: usize>(
         &self,
@@ -250,6 +253,10 @@ impl<B: Backend> Place<Qins<B>> for Container {
         self.tensor_bytes(&parameter.name)
     }
 
+    fn begin(&self, parameters: &[Parameter]) {
+        self.read_ahead(parameters.iter().map(|parameter| parameter.name.as_str()));
+    }
+
     fn place<const D: usize>(
         &self,
         name: &str,
@@ -305,6 +312,7 @@ fn run<B: Backend, M: Module<B>, P: Place<B> + Sync>(
 ) -> Result<M, ImportError> {
     let parameters = parameters::<B, M>(&module, None)?;
     compare(&parameters, source.tensors())?;
+    source.begin(&parameters);
 
     let (path, backend) = (ParamPath::default(), PhantomData::<B>);
     let mut loader = Loader { path, source, parameters: &parameters, on_progress, error: None, backend };

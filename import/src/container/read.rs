@@ -171,6 +171,16 @@ impl Container {
         Some(PARTS.map(|part| self.file.shared(&format!("{name}{part}")).expect("checked")))
     }
 
+    /// Begins to read the coded ones of some tensors, which will be used in this order.
+    pub(crate) fn read_ahead<'a>(&self, names: impl Iterator<Item = &'a str>) {
+        let parts = |name: &'a str| {
+            let header = self.coded.get(name)?;
+            let counts = [header.code_bytes(), header.scale_bytes()];
+            Some(PARTS.iter().zip(counts).map(move |(part, count)| (format!("{name}{part}"), count)))
+        };
+        self.file.read_ahead(names.filter_map(parts).flatten());
+    }
+
     /// A plain tensor's bytes in the map.
     pub(crate) fn shared_plain(&self, name: &str) -> Option<Bytes> {
         self.file.shared(name)
