@@ -27,9 +27,10 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// The same instructions; products of one input with `lin8` and `q4` are sums of integers, for which inputs are
-    /// rounded to 16-bit fixed point: to within 2^-15 of the largest of each 256 of them. Products of many inputs are as at
-    /// [`Avx512Fixed`](Self::Avx512Fixed).
+    /// The same instructions; products of one input with `q8`, `fpins:1`, `lin8` and `q4` are sums of integers, for which
+    /// inputs are rounded to 16-bit fixed point: to within 2^-15 of the largest of each 256 of them. Products of many inputs
+    /// are as at [`Avx512Fixed`](Self::Avx512Fixed). In `q8` and `fpins:1` the last 16 magnitudes are rounded to within
+    /// 1.5 * 2^-13 of the group's scale, others not at all.
     Avx2Fixed,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VBMI besides.
     Avx512,

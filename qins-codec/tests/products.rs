@@ -124,8 +124,10 @@ fn every_number_of_many_inputs() {
             check(&matrix(format, rows, cols, 0.02, k, m as u64), &inputs(m, cols, 3), m);
         }
         // Whole pieces, and one column or one group more.
-        for cols in [32, 96, 256, 257, 288, 512, 513] {
-            check(&matrix(format, 49, cols, 0.02, k, 1), &inputs(17, cols, 3), 17);
+        for cols in [32, 64, 96, 256, 257, 288, 512, 513, 544] {
+            for (m, seed) in [(1, 1), (1, 2), (17, 1)] {
+                check(&matrix(format, 49, cols, 0.02, k, seed), &inputs(m, cols, 3), m);
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Products of one input with weights that are 8-bit integers, in whole numbers: half the instructions of f32.
+//! Products of one input with weights that are integers times a scale, in whole numbers: half the instructions of f32.
 //!
 //! An input is rounded to 16-bit fixed point, so that one instruction multiplies 16 weights. Each 256 columns share a unit,
 //! at most 2^-14 of the largest of them. Thus an input is off by 2^-15 of that at most: were it alone to count, its weight's

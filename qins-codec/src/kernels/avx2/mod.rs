@@ -26,12 +26,10 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     let one_fixed = level == Level::Avx2Fixed && x.len() == 1;
     let many_fixed = level == Level::Avx2Fixed && x.len() > MOST_INPUTS;
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Fpins1
-            if one_fixed && let Some(block) = Magnitudes::new(&matrix, fixed::ONE) =>
-        {
+        Format::Q8 | Format::Fpins1 if one_fixed && let Some(block) = Magnitudes::new(&matrix, fixed::ONE) => {
             fixed::pass(block, matrix, x)
         }
-        Format::Q8 | Format::Log8 | Format::Fpins1 if many_fixed && let Some(whole) = Magnitudes::new(&matrix, 1.0) => {
+        Format::Q8 | Format::Fpins1 if many_fixed && let Some(whole) = Magnitudes::new(&matrix, 1.0) => {
             panel::of_whole::<_, 8>(whole, matrix, &x)
         }
         Format::Q8 | Format::Log8 | Format::Fpins1 => sign_magnitude::<32>(level, matrix, x)?,
