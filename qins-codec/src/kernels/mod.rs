@@ -54,17 +54,17 @@ fn scales_of_integers(scales: &[f32; 256], times: f32) -> Option<Box<[f32; 256]>
     fits.then(|| Box::new(smaller))
 }
 
-/// Magnitudes of 7 bits, to be integers, times `one`: at 2^13, integers hold values of bf16 down to a 64th.
+/// Magnitudes of 7 bits times [`panel::ONE`], to be integers, which so hold values of bf16 down to a 64th.
 ///
 /// `None` where those of a group could all be far below its scale, and would lose more than where the largest is measured: if
 /// others than the last 16 are below a 64th, or if columns are no whole groups.
 #[cfg(target_arch = "x86_64")]
-fn magnitudes(matrix: &Matrix<'_>, one: f32) -> Option<[f32; 128]> {
+fn magnitudes(matrix: &Matrix<'_>) -> Option<[f32; 128]> {
     let (Header { format, cols, .. }, values) = (matrix.header(), matrix.decoder().values());
     let values: &[f32; 128] = values.first_chunk().expect("magnitudes of 7 bits");
     debug_assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
     let fit = values[111] >= 1.0 / 64.0 && cols.is_multiple_of(format.group());
-    fit.then(|| values.map(|value| value * one))
+    fit.then(|| values.map(|value| value * panel::ONE))
 }
 
 /// A matrix and its inputs, ready to be multiplied.

@@ -115,7 +115,7 @@ impl Magnitudes {
     /// Sums of products are `times` too large. `None` if a scale is too small, if [`magnitudes`] are none, or if they lie too
     /// far from lines. Needs AVX2.
     pub(super) fn new(matrix: &Matrix<'_>, times: f32) -> Option<Self> {
-        let mut magnitudes = magnitudes(matrix, panel::ONE)?;
+        let mut magnitudes = magnitudes(matrix)?;
         // Now they rise.
         magnitudes.reverse();
         let units = scales_of_integers(matrix.decoder().scales(), panel::ONE * times / 128.0)?;

@@ -54,7 +54,7 @@ pub(super) struct Magnitudes {
 impl Magnitudes {
     /// `None` if a scale is too small, or [`magnitudes`] are none. Needs AVX-512 F.
     pub(super) fn new(matrix: &Matrix<'_>) -> Option<Self> {
-        let integers = magnitudes(matrix, panel::ONE)?.map(|magnitude| magnitude.round_ties_even() as u16);
+        let integers = magnitudes(matrix)?.map(|magnitude| magnitude.round_ties_even() as u16);
         let plane = |i: usize| {
             let plane = |first: usize| std::array::from_fn(|code| integers[first + code].to_le_bytes()[i]);
             // SAFETY: kernels are prepared only where there are the instructions of the level.
