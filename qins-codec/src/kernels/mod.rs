@@ -59,8 +59,8 @@ fn scales_of_integers(scales: &[f32; 256], times: f32) -> Option<Box<[f32; 256]>
 /// `None` where those of a group could all be far below its scale, and would lose more than where the largest is measured: if
 /// others than the last 16 are below a 64th, or if columns are no whole groups.
 #[cfg(target_arch = "x86_64")]
-fn magnitudes(matrix: &Matrix<'_>) -> Option<[f32; 128]> {
-    let (Header { format, cols, .. }, values) = (matrix.header(), matrix.decoder().values());
+fn magnitudes(header: &Header, values: &[f32]) -> Option<[f32; 128]> {
+    let Header { format, cols, .. } = header;
     let values: &[f32; 128] = values.first_chunk().expect("magnitudes of 7 bits");
     debug_assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
     let fit = values[111] >= 1.0 / 64.0 && cols.is_multiple_of(format.group());

@@ -115,10 +115,11 @@ impl Magnitudes {
     /// Sums of products are `times` too large. `None` if a scale is too small, if [`magnitudes`] are none, or if they lie too
     /// far from lines. Needs AVX2.
     pub(super) fn new(matrix: &Matrix<'_>, times: f32) -> Option<Self> {
-        let mut magnitudes = magnitudes(matrix)?;
+        let decoder = matrix.decoder();
+        let mut magnitudes = magnitudes(matrix.header(), &decoder.values())?;
         // Now they rise.
         magnitudes.reverse();
-        let units = scales_of_integers(matrix.decoder().scales(), panel::ONE * times / 128.0)?;
+        let units = scales_of_integers(decoder.scales(), panel::ONE * times / 128.0)?;
         let (mut residues, mut own) = ([0; 64], [0; 16]);
         let (mut factors, mut slopes, mut offsets) = ([0i8; 16], [0i8; 16], [0; 16]);
         for (i, sixteen) in magnitudes.as_chunks().0.iter().enumerate() {
@@ -152,7 +153,7 @@ impl Magnitudes {
         }
     }
 
-    /// The integers of 32 codes: eight of either half, then the eight after them.
+    /// The integers of 32 codes, as [`panel::unpacked`] says which are where.
     ///
     /// # Safety
     /// Needs AVX2; 32 bytes can be read.
@@ -244,12 +245,11 @@ impl panel::Whole for Magnitudes {
     type I = __m256i;
 
     fn column(place: usize) -> usize {
-        16 * (place / 8 % 2) + 8 * (place / 16) + place % 8
+        panel::unpacked(place)
     }
 
-    #[inline(always)]
-    fn unit(&self, scale: u8) -> f32 {
-        self.units[usize::from(scale)]
+    fn units(&self) -> &[f32; 256] {
+        &self.units
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use super::{
     attention::{Full, Rows, of_whole},
     avx2, magnitudes, panel, pass, pass_at, scales_of_integers,
 };
-use crate::{Format, Matrix, dispatch::Level, kv::Encoding};
+use crate::{Format, Header, Matrix, dispatch::Level, kv::Encoding};
 use raw::{Brain, Half, Integers, Linear};
 use shaped::{Scaled, Shaped64};
 use signed::{Magnitudes, SignMagnitude};
@@ -22,7 +22,9 @@ pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Le
     let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
     let many_fixed = level == Level::Avx512Fixed && x.len() > MOST_INPUTS;
     Some(match matrix.header().format {
-        Format::Q8 | Format::Log8 | Format::Fpins1 if many_fixed && let Some(whole) = Magnitudes::new(&matrix) => {
+        Format::Q8 | Format::Log8 | Format::Fpins1
+            if many_fixed && let Some(whole) = Magnitudes::new(matrix.header(), values, scales) =>
+        {
             panel::of_whole::<_, 16>(whole, matrix, &x)
         }
         Format::Q8 | Format::Log8 | Format::Fpins1 => {

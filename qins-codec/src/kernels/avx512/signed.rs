@@ -53,14 +53,14 @@ pub(super) struct Magnitudes {
 
 impl Magnitudes {
     /// `None` if a scale is too small, or [`magnitudes`] are none. Needs AVX-512 F.
-    pub(super) fn new(matrix: &Matrix<'_>) -> Option<Self> {
-        let integers = magnitudes(matrix)?.map(|magnitude| magnitude.round_ties_even() as u16);
+    pub(super) fn new(header: &Header, values: &[f32], scales: &[f32; 256]) -> Option<Self> {
+        let integers = magnitudes(header, values)?.map(|magnitude| magnitude.round_ties_even() as u16);
         let plane = |i: usize| {
             let plane = |first: usize| std::array::from_fn(|code| integers[first + code].to_le_bytes()[i]);
             // SAFETY: kernels are prepared only where there are the instructions of the level.
             [0, 64].map(|first| unsafe { load(&plane(first)) })
         };
-        let units = scales_of_integers(matrix.decoder().scales(), panel::ONE / 128.0)?;
+        let units = scales_of_integers(scales, panel::ONE / 128.0)?;
         Some(Self { lower: plane(0), upper: plane(1), units })
     }
 }
@@ -68,14 +68,12 @@ impl Magnitudes {
 impl panel::Whole for Magnitudes {
     type I = __m512i;
 
-    /// Eight of either quarter, then the eight after them.
     fn column(place: usize) -> usize {
-        16 * (place / 8 % 2) + 8 * (place / 16) + place % 8
+        panel::unpacked(place)
     }
 
-    #[inline(always)]
-    fn unit(&self, scale: u8) -> f32 {
-        self.units[usize::from(scale)]
+    fn units(&self) -> &[f32; 256] {
+        &self.units
     }
 
     #[inline(always)]

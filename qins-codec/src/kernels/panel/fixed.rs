@@ -261,14 +261,19 @@ pub(in super::super) trait Whole: Sync {
     /// The column of a group that lies at a place.
     fn column(place: usize) -> usize;
 
-    /// What the integers of a group are multiplied by.
-    fn unit(&self, scale: u8) -> f32;
+    /// What the integers of a group are multiplied by, for each scale code.
+    fn units(&self) -> &[f32; 256];
 
     /// The integers of two groups, of at most [`ONE`].
     ///
     /// # Safety
     /// The processor has the instructions of `I`.
     unsafe fn decode(&self, codes: &[u8; TWO]) -> [Pairs; 2];
+}
+
+/// The column at a place of a group whose bytes were unpacked half by half: eight of either half, then the eight after them.
+pub(in super::super) fn unpacked(place: usize) -> usize {
+    16 * (place / 8 % 2) + 8 * (place / 16) + place % 8
 }
 
 /// Codes that are decoded together.
@@ -294,9 +299,8 @@ impl<I: Integers> Whole for Bytes<I> {
         place
     }
 
-    #[inline(always)]
-    fn unit(&self, scale: u8) -> f32 {
-        self.units[usize::from(scale)]
+    fn units(&self) -> &[f32; 256] {
+        &self.units
     }
 
     #[inline(always)]
@@ -353,7 +357,7 @@ impl<W: Whole, const LANES: usize> Decode<Fixed<W::I, Exact, LANES>> for Codes<'
             out.units[count / (2 * PAIRS) - 1] = 0.0;
         }
         for (unit, &scale) in out.units.iter_mut().zip(scales) {
-            *unit = self.whole.unit(scale);
+            *unit = self.whole.units()[usize::from(scale)];
         }
     }
 }

@@ -17,7 +17,7 @@ mod fixed;
 mod float;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use fixed::{Bytes, Fixed, Integers, ONE, Pairs, Rounded, TWO, Whole, of_whole};
+pub(super) use fixed::{Bytes, Fixed, Integers, ONE, Pairs, Rounded, TWO, Whole, of_whole, unpacked};
 pub(super) use float::Float;
 
 /// Rows of a panel: whole tiles of every kind.
