@@ -1,8 +1,5 @@
-use crate::ImportError;
+use crate::{FileAccess, ImportError, file_bytes::FileBytes};
 use bytes::Bytes;
-#[cfg(target_os = "linux")]
-use memmap2::Advice;
-use memmap2::Mmap;
 use qins_codec::{EncodeError, Format, Weights, matrix_shape};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::{
@@ -12,15 +9,12 @@ use serde::{
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
-    fs::File,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-/// An open checkpoint of one or several safetensors files: headers read and checked, tensors mapped.
-///
-/// The files must not be changed while it is open.
+/// An open checkpoint of one or several safetensors files: headers read and checked, tensors mapped or read into memory
+/// ([`FileAccess`]).
 #[derive(Debug)]
 pub struct Checkpoint {
     /// What the checkpoint is called by: its file, or the index of its shards.
@@ -32,9 +26,7 @@ pub struct Checkpoint {
 struct Shard {
     path: PathBuf,
     /// The whole file.
-    bytes: Bytes,
-    /// What `bytes` shows, if that is a file.
-    map: Option<Arc<Mmap>>,
+    file: FileBytes,
     metadata: HashMap<String, String>,
 }
 
@@ -49,18 +41,7 @@ struct Entry {
 
 impl fmt::Debug for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shard").field("path", &self.path).field("bytes", &self.bytes.len()).finish_non_exhaustive()
-    }
-}
-
-impl Shard {
-    fn forget(&self, part: Range<usize>) {
-        #[cfg(unix)]
-        if let Some(map) = &self.map {
-            // SAFETY: the map is of a file and read-only, so that pages dropped hold nothing that the file does not; they
-            // are read again when touched. A failure only leaves them in memory.
-            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len()) };
-        }
+        f.debug_struct("Shard").field("path", &self.path).field("bytes", &self.file.bytes.len()).finish_non_exhaustive()
     }
 }
 
@@ -102,34 +83,44 @@ struct Index {
 
 impl Checkpoint {
     /// Opens the checkpoint of a Hugging Face model directory: `model.safetensors`, or the shards that
-    /// `model.safetensors.index.json` names.
+    /// `model.safetensors.index.json` names. Files are mapped.
     pub fn open(directory: &Path) -> Result<Self, ImportError> {
+        Self::open_with(directory, FileAccess::Map)
+    }
+
+    /// [`open`](Self::open) with files mapped or read into memory.
+    pub fn open_with(directory: &Path, access: FileAccess) -> Result<Self, ImportError> {
         let (file, index) = (directory.join("model.safetensors"), directory.join("model.safetensors.index.json"));
         if file.is_file() {
-            Self::open_file(&file)
+            Self::open_file_with(&file, access)
         } else if index.is_file() {
-            Self::open_shards(directory, index)
+            Self::open_shards(directory, index, access)
         } else {
             let found = if directory.is_dir() { "no such file" } else { "no such directory" };
             Err(ImportError::NoCheckpoint { directory: directory.to_owned(), found })
         }
     }
 
-    /// Opens one safetensors file.
+    /// Opens one safetensors file, mapped.
     pub fn open_file(path: &Path) -> Result<Self, ImportError> {
+        Self::open_file_with(path, FileAccess::Map)
+    }
+
+    /// Opens one safetensors file, mapped or read into memory.
+    pub fn open_file_with(path: &Path, access: FileAccess) -> Result<Self, ImportError> {
         let mut checkpoint = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add_shard(path.to_owned(), map(path)?)?;
+        checkpoint.add_shard(path.to_owned(), FileBytes::open(path, access)?)?;
         Ok(checkpoint)
     }
 
     /// A safetensors file in memory, for example a part of the program; `path` is what errors call it.
     pub fn from_bytes(bytes: impl Into<Bytes>, path: &Path) -> Result<Self, ImportError> {
         let mut checkpoint = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add_shard(path.to_owned(), (bytes.into(), None))?;
+        checkpoint.add_shard(path.to_owned(), FileBytes::in_memory(bytes.into()))?;
         Ok(checkpoint)
     }
 
-    fn open_shards(directory: &Path, path: PathBuf) -> Result<Self, ImportError> {
+    fn open_shards(directory: &Path, path: PathBuf, access: FileAccess) -> Result<Self, ImportError> {
         let index_error = |reason: String| ImportError::Index { file: path.clone(), reason };
         let text = std::fs::read(&path).map_err(|source| ImportError::Open { file: path.clone(), source })?;
         let index: Index = serde_json::from_slice(&text).map_err(|error| index_error(error.to_string()))?;
@@ -141,7 +132,7 @@ impl Checkpoint {
                 return Err(index_error(format!("expected names of files beside it, found `{file}`")));
             }
             let file = directory.join(file);
-            let bytes = map(&file)?;
+            let bytes = FileBytes::open(&file, access)?;
             checkpoint.add_shard(file, bytes)?;
         }
         for (name, file) in &index.weight_map {
@@ -162,9 +153,10 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn add_shard(&mut self, path: PathBuf, (bytes, map): (Bytes, Option<Arc<Mmap>>)) -> Result<(), ImportError> {
+    fn add_shard(&mut self, path: PathBuf, file: FileBytes) -> Result<(), ImportError> {
+        let bytes = &file.bytes;
         let (header, metadata) =
-            SafeTensors::read_metadata(&bytes).map_err(|source| ImportError::Header { file: path.clone(), source })?;
+            SafeTensors::read_metadata(bytes).map_err(|source| ImportError::Header { file: path.clone(), source })?;
         let data = size_of::<u64>() + header;
         // The safetensors crate keeps the last of several entries of one name.
         let names: Names = serde_json::from_slice(&bytes[size_of::<u64>()..data]).map_err(|error| {
@@ -186,7 +178,7 @@ impl Checkpoint {
             }
         }
         let metadata = metadata.metadata().clone().unwrap_or_default();
-        self.shards.push(Shard { path, bytes, map, metadata });
+        self.shards.push(Shard { path, file, metadata });
         Ok(())
     }
 
@@ -235,7 +227,7 @@ impl Checkpoint {
 
     /// Paths and bytes of the files.
     pub(crate) fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
-        self.shards.iter().map(|shard| (shard.path.as_path(), &shard.bytes[..]))
+        self.shards.iter().map(|shard| (shard.path.as_path(), &shard.file.bytes[..]))
     }
 
     /// An entry of the metadata of a file, the first that has it.
@@ -246,13 +238,13 @@ impl Checkpoint {
     /// Type and bytes of a tensor of any type.
     pub(crate) fn raw(&self, name: &str) -> Option<(Dtype, &[u8])> {
         let entry = self.tensors.get(name)?;
-        Some((entry.dtype, &self.shards[entry.shard].bytes[entry.bytes.clone()]))
+        Some((entry.dtype, &self.shards[entry.shard].file.bytes[entry.bytes.clone()]))
     }
 
     /// Bytes of a tensor of any type, without a copy.
     pub(crate) fn shared(&self, name: &str) -> Option<Bytes> {
         let entry = self.tensors.get(name)?;
-        Some(self.shards[entry.shard].bytes.slice(entry.bytes.clone()))
+        Some(self.shards[entry.shard].file.bytes.slice(entry.bytes.clone()))
     }
 
     /// Has a thread read the first bytes of tensors, which will be used in this order: then the system reads far ahead, in
@@ -260,17 +252,13 @@ impl Checkpoint {
     pub(crate) fn read_ahead(&self, tensors: impl Iterator<Item = (String, usize)>) {
         #[cfg(target_os = "linux")]
         {
-            let part = |(name, count): (String, usize)| {
+            let reader = |(name, count): (String, usize)| {
                 let Entry { shard, bytes, .. } = self.tensors.get(&name)?;
-                Some((self.shards[*shard].map.clone()?, bytes.start, count.min(bytes.len())))
+                self.shards[*shard].file.reader_ahead(bytes.start..bytes.start + count.min(bytes.len()))
             };
-            let parts: Vec<_> = tensors.filter_map(part).collect();
-            let read = move || {
-                // Where it fails, as before Linux 5.14, pages are read when they are touched; and so without a thread.
-                for (map, start, count) in parts {
-                    let _ = map.advise_range(Advice::PopulateRead, start, count);
-                }
-            };
+            let readers: Vec<_> = tensors.filter_map(reader).collect();
+            let read = move || readers.into_iter().for_each(|read| read());
+            // Without a thread, pages are read when they are touched.
             let _ = std::thread::Builder::new().name("read ahead".to_owned()).spawn(read);
         }
         #[cfg(not(target_os = "linux"))]
@@ -280,15 +268,15 @@ impl Checkpoint {
     /// Lets go of a tensor's pages, which are read from the file again if need be.
     pub(crate) fn forget(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {
-            self.shards[entry.shard].forget(entry.bytes.clone());
+            self.shards[entry.shard].file.forget(entry.bytes.clone());
         }
     }
 
     /// The same for a part of the file at `path`.
     pub(crate) fn forget_bytes(&self, path: &Path, part: &[u8]) {
         if let Some(shard) = self.shards.iter().find(|shard| shard.path == path) {
-            let start = part.as_ptr() as usize - shard.bytes.as_ptr() as usize;
-            shard.forget(start..start + part.len());
+            let start = part.as_ptr() as usize - shard.file.bytes.as_ptr() as usize;
+            shard.file.forget(start..start + part.len());
         }
     }
 
@@ -312,32 +300,8 @@ impl Checkpoint {
         Ok(CheckpointTensor {
             shape: &entry.shape,
             element,
-            bytes: &self.shards[entry.shard].bytes[entry.bytes.clone()],
+            bytes: &self.shards[entry.shard].file.bytes[entry.bytes.clone()],
         })
-    }
-}
-
-fn map(path: &Path) -> Result<(Bytes, Option<Arc<Mmap>>), ImportError> {
-    let open_error = |source| ImportError::Open { file: path.to_owned(), source };
-    let file = File::open(path).map_err(open_error)?;
-    // SAFETY: the map is read-only and private to this process. Another process that shortened the file would end this
-    // one with SIGBUS, as the documentation of `Checkpoint` says; bytes that change under us are at worst wrong weights,
-    // because every length comes from the header, which is read once.
-    let map = unsafe { Mmap::map(&file) }.map_err(open_error)?;
-    // Weights are read from end to end for every token: pages of 2 MiB, where the system has them for files, save looking up
-    // those of 4 KiB, some 6 % of the time. Refused elsewhere, which changes nothing else.
-    #[cfg(target_os = "linux")]
-    let _ = map.advise(Advice::HugePage);
-    let map = Arc::new(map);
-    Ok((Bytes::from_owner(SharedMap(map.clone())), Some(map)))
-}
-
-/// Lets tensors keep the file mapped.
-struct SharedMap(Arc<Mmap>);
-
-impl AsRef<[u8]> for SharedMap {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
     }
 }
 

@@ -6,7 +6,7 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{AllocationProperty, Bytes, Tensor, TensorData, backend::Backend},
 };
-use qins_backend::{NO_DEVICE_MEMORY, ParamPath, Policy, Qins, QinsTensor, device_memory};
+use qins_backend::{NoDeviceMemory, ParamPath, Policy, Qins, QinsTensor, device_memory};
 use qins_codec::{Decoder, Format, Header, Weights, matrix_shape};
 use std::{
     collections::BTreeSet,
@@ -444,10 +444,7 @@ impl<B: Backend, P: Place<B> + Sync, F: FnMut(Progress<'_>)> ModuleMapper<B> for
         // Where nothing was read back, Burn goes on without the tensor.
         let is_full = match &placed {
             Ok(_) => B::sync(&device).is_err(),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                text.or_else(|| panic.downcast_ref::<&str>().copied()) == Some(NO_DEVICE_MEMORY)
-            }
+            Err(panic) => panic.is::<NoDeviceMemory>(),
         };
         if is_full {
             self.error = Some(self.no_memory(name, &device));

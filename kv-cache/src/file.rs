@@ -1,8 +1,9 @@
 //! Keys and values in a file, so that a long text is paid for once.
 //!
 //! Eight bytes of magic, the length of a JSON header as a 32-bit number, the header, the rows of each layer block by
-//! block, and the SHA-256 of all that. Numbers are little-endian. The file is read by the model that wrote it only:
-//! its configuration and its last norm are part of the header as a hash.
+//! block, and the SHA-256 of all that. Numbers are little-endian. The file is valid only for the weights and the
+//! configuration that it was made with. The caller identifies both by a hash, for example that of a container
+//! (`Container::sha256`) or of a checkpoint with the policy that encoded it, joined with that of `config.json`.
 
 use crate::{ChosenKv, KvChoice, QinsKvCache};
 use burn::tensor::backend::Backend;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io::{self, Read, Write};
 
-const MAGIC: &[u8; 8] = b"QINSKV2\n";
+const MAGIC: &[u8; 8] = b"QINSKV3\n";
 
 /// More than the ids of any context take.
 const MOST_HEADER_BYTES: u32 = 1 << 28;
@@ -24,7 +25,7 @@ pub enum CacheFileError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// Another kind of file, or of a version that this program does not know.
-    #[error("expected a key-value cache of version 2, found something else")]
+    #[error("expected a key-value cache of version 3, found something else")]
     NotACache,
     /// The header is no JSON of the expected form.
     #[error("header: {0}")]
@@ -57,12 +58,11 @@ struct Header {
     ids: Vec<u32>,
 }
 
-/// What tells models apart.
-fn fingerprint<B: Backend>(model: &Phi3<B>) -> String {
-    let norm = model.model.norm.gamma.val().into_data().convert::<f32>();
-    let mut hash = Sha256::new_with_prefix(format!("{:?}", model.config()));
-    norm.iter::<f32>().for_each(|x| hash.update(x.to_le_bytes()));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+/// SHA-256 of what tells this model from every other: its weights and its configuration.
+pub type ModelHash = [u8; 32];
+
+fn hexadecimal(hash: &ModelHash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Hashes what passes.
@@ -91,9 +91,9 @@ impl<T: Read> Read for Hashing<T> {
     }
 }
 
-/// Writes what has been run of a text. `to` is best buffered.
+/// Writes what a model has run of a text. `to` is best buffered.
 pub fn save<B: Backend>(
-    model: &Phi3<B>,
+    model: &ModelHash,
     prefix: &Prefix<B, ChosenKv<B>>,
     to: impl Write,
 ) -> Result<(), CacheFileError> {
@@ -106,7 +106,7 @@ pub fn save<B: Backend>(
     let tokens = prefix.cache().tokens();
     let header = Header {
         kv: first.map_or(KvFormat::F16, |store| store.format()).to_string(),
-        model: fingerprint(model),
+        model: hexadecimal(model),
         first: first.map_or(0, |store| store.first()),
         tokens,
         rotated_for: prefix.cache().rotated_for(),
@@ -126,9 +126,13 @@ pub fn save<B: Backend>(
     Ok(inner.flush()?)
 }
 
-/// Reads what [`save`] wrote for this model, to go on in the same format. `from` is best buffered.
+/// Reads what [`save`] wrote for the model of the same hash, to go on in the same format. `from` is best buffered.
+///
+/// # Errors
+/// [`CacheFileError::Mismatch`] if the file is of another model or format.
 pub fn load<B: Backend>(
     model: &Phi3<B>,
+    hash: &ModelHash,
     kv: KvChoice,
     from: impl Read,
 ) -> Result<Prefix<B, ChosenKv<B>>, CacheFileError> {
@@ -148,7 +152,7 @@ pub fn load<B: Backend>(
         if expected == found { Ok(()) } else { Err(CacheFileError::Mismatch { what, expected, found }) }
     };
     let config = model.config();
-    same("model", fingerprint(model), header.model)?;
+    same("model", hexadecimal(hash), header.model)?;
     same("ids", header.tokens.to_string(), header.ids.len().to_string())?;
     let legal = header.tokens <= config.max_position_embeddings && header.first <= header.tokens;
     same("tokens", "legal".to_owned(), if legal { "legal" } else { "too many" }.to_owned())?;

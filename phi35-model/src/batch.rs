@@ -5,8 +5,13 @@ use crate::{
 };
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
-/// Texts that are generated side by side. Each is as it would be alone, but for the order of sums: its own prompt, options,
-/// seed and cache, of its own length, without padding.
+/// Texts that are generated side by side, each with its own prompt, options, seed and cache, of its own length, without
+/// padding.
+///
+/// On float weights a text is what it would be alone, except for the order of sums. On coded weights products of 1 input,
+/// of 2 to 12 and of more round their inputs differently on processors with fixed-point kernels, so that logits
+/// differ from those of the text alone by about the error that `docs/performance.md` gives for each, and a near-tie
+/// between two tokens may fall the other way. In f32 (`Level::in_float`) only the order of sums remains.
 ///
 /// Rows join with [`add`](Self::add), also while others are being written, and leave when they end: then their cache is
 /// dropped, and a step costs what those left cost. Prompts are run a row at a time, new tokens all rows at once.

@@ -46,7 +46,7 @@ pub use bytes::BytesError;
 pub use kernels::{Prompts, Traffic, allow_subgroups, prompts_by, traffic};
 pub use kv::DeviceKv;
 pub use linear::{QinsLinear, QinsLinearConfig, QinsLinearRecord};
-pub use parts::{BufferError, NO_DEVICE_MEMORY, largest_buffer, limit_buffers};
+pub use parts::{BufferError, NoDeviceMemory, largest_buffer, limit_buffers};
 pub use policy::{ParamPath, PatternError, Policy, PolicyError, Rule, RuleError, Storage, WeightKind};
 pub use recode::{lazy_float, recode};
 pub use scheme::is_qins_type;

@@ -6,7 +6,10 @@ use burn::tensor::backend::Backend;
 use clap::ValueEnum;
 use phi35_model::{Config, Generation, Phi3, Prefix};
 use qins_codec::kv::KvFormat;
-use qins_kv_cache::{ChosenKv, KvChoice, file};
+use qins_kv_cache::{
+    ChosenKv, KvChoice,
+    file::{self, ModelHash},
+};
 use std::{
     any::TypeId,
     fs::File,
@@ -95,9 +98,20 @@ impl LongArgs {
         Ok(())
     }
 
+    /// Whether a file is given: the hash of the model is needed then.
+    pub fn has_cache(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// What an earlier run left, or nothing.
-    pub fn prefix<B: Backend>(&self, model: &Phi3<B>, kv: &KvArgs) -> Result<Prefix<B, ChosenKv<B>>> {
+    pub fn prefix<B: Backend>(
+        &self,
+        model: &Phi3<B>,
+        hash: Option<&ModelHash>,
+        kv: &KvArgs,
+    ) -> Result<Prefix<B, ChosenKv<B>>> {
         let Some(path) = &self.cache else { return Ok(Prefix::with(model, || kv.store())) };
+        let hash = hash.expect("asked for with `has_cache`");
         if kv.choice::<B>() == KvChoice::Dense {
             return Err(file::CacheFileError::NotEncoded).context("--cache needs another --kv");
         }
@@ -106,13 +120,13 @@ impl LongArgs {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Prefix::with(model, || kv.store())),
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
-        file::load(model, kv.choice::<B>(), BufReader::with_capacity(1 << 20, from))
+        file::load(model, hash, kv.choice::<B>(), BufReader::with_capacity(1 << 20, from))
             .with_context(|| path.display().to_string())
     }
 
     /// Leaves what was run to a later run.
-    pub fn keep<B: Backend>(&self, model: &Phi3<B>, prefix: &Prefix<B, ChosenKv<B>>) -> Result<()> {
-        let Some(path) = &self.cache else { return Ok(()) };
-        output::file_by(path, |file| Ok(file::save(model, prefix, BufWriter::with_capacity(1 << 20, file))?))
+    pub fn keep<B: Backend>(&self, hash: Option<&ModelHash>, prefix: &Prefix<B, ChosenKv<B>>) -> Result<()> {
+        let (Some(path), Some(hash)) = (&self.cache, hash) else { return Ok(()) };
+        output::file_by(path, |file| Ok(file::save(hash, prefix, BufWriter::with_capacity(1 << 20, file))?))
     }
 }

@@ -53,6 +53,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    qins_import::exit_on_unreadable_page(" (--no-mmap reads a model into memory first)");
     let result = match Cli::parse().command {
         Command::Convert(args) => commands::convert::run(args),
         Command::Export(args) => commands::export::run(args),

@@ -1,7 +1,7 @@
 //! What the program says when a graphics device has no memory left.
 
 use anyhow::{Result, bail};
-use qins_backend::NO_DEVICE_MEMORY;
+use qins_backend::NoDeviceMemory;
 use qins_import::ImportError;
 use std::{
     panic::{self, AssertUnwindSafe, PanicHookInfo, catch_unwind, resume_unwind},
@@ -12,8 +12,8 @@ use std::{
     },
 };
 
-/// How CubeCL's threads panic then, on `wgpu` and on CUDA; and what waits for a weight to arrive.
-const SIGNS: [&str; 3] = ["Out of Memory", "BufferTooBig", NO_DEVICE_MEMORY];
+/// What CubeCL's threads say when they panic for want of memory, on `wgpu` and on CUDA. Their panics carry text alone.
+const SIGNS: [&str; 2] = ["Out of Memory", "BufferTooBig"];
 
 /// While weights are loaded.
 const LOADING: usize = usize::MAX;
@@ -56,7 +56,7 @@ pub fn loaded(weight_bytes: usize) {
 /// Whether a panic is told in other words.
 fn is_told(panic: &PanicHookInfo<'_>) -> bool {
     let text = panic.payload_as_str().unwrap_or_default();
-    let is_sign = SIGNS.iter().any(|sign| text.contains(sign));
+    let is_sign = panic.payload().is::<NoDeviceMemory>() || SIGNS.iter().any(|sign| text.contains(sign));
     if is_sign {
         FULL.store(true, Relaxed);
         let weights = WEIGHT_BYTES.load(Relaxed);

@@ -13,7 +13,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::{Config, Phi3};
 use qins_backend::{BufferError, Qins, check_buffers, largest_buffer, weight_bytes};
 use qins_codec::Level;
-use qins_import::{Progress, load, load_container, load_encoded, synthetic};
+use qins_import::{FileAccess, Progress, load, load_container, load_encoded, synthetic};
+use qins_kv_cache::file::ModelHash;
+use sha2::{Digest, Sha256};
 use std::time::Instant;
 
 #[cfg(not(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")))]
@@ -45,6 +47,10 @@ pub struct RunArgs {
     /// [default: the fastest there is]
     #[arg(long, value_name = "NAME")]
     level: Option<Level>,
+    /// Read weights into memory instead of mapping their files: takes longer to start and as much memory as the files are
+    /// large, and the files may change meanwhile
+    #[arg(long)]
+    no_mmap: bool,
 }
 
 /// `--threads`.
@@ -80,6 +86,11 @@ pub trait Run {
     /// Its result.
     type Output;
 
+    /// Whether it asks for [`Loaded::hash`], for which float weights are read once more.
+    fn needs_hash(&self) -> bool {
+        false
+    }
+
     /// Runs it on the loaded model.
     fn run<B: Backend>(self, model: &Phi3<B>, loaded: Loaded) -> Result<Self::Output>;
 }
@@ -94,6 +105,8 @@ pub struct Loaded {
     pub weights: usize,
     /// Bytes that they are held in.
     pub weight_bytes: usize,
+    /// What tells the model from every other, if the task needs it and the model comes from files.
+    pub hash: Option<ModelHash>,
 }
 
 impl ModelArgs {
@@ -127,6 +140,7 @@ impl RunArgs {
             depth: None,
             threads: Threads { threads: None },
             level: self.level,
+            no_mmap: self.no_mmap,
         }
     }
 
@@ -152,16 +166,16 @@ impl RunArgs {
         let start = Instant::now();
         // A weight beyond the limit is missing without an error of Burn's, and what is computed without it means nothing.
         let refused = |error: BufferError| anyhow!("{}: {error}: take a format of fewer bits", self.backend);
-        let coded = |task: R, model: Phi3<Qins<B>>| {
+        let coded = |task: R, model: Phi3<Qins<B>>, hash: Option<ModelHash>| {
             check_buffers(&model, &device).map_err(refused)?;
             let load_s = start.elapsed().as_secs_f64();
             let table = model.lm_head.as_ref().map_or(0, |_| weight_bytes(&model.model.embed_tokens));
             let (weights, weight_bytes) = (model.num_params(), weight_bytes(&model));
             memory::loaded(weight_bytes);
-            let loaded = Loaded { load_s, token_bytes: weight_bytes - table, weights, weight_bytes };
+            let loaded = Loaded { load_s, token_bytes: weight_bytes - table, weights, weight_bytes, hash };
             task.run(&model, loaded)
         };
-        let float = |task: R, model: Phi3<B>| {
+        let float = |task: R, model: Phi3<B>, hash: Option<ModelHash>| {
             // The largest of a Phi-3 is one of these.
             let (config, width) = (model.config(), model.config().hidden_size * size_of::<f32>());
             let tables = [("embed_tokens", config.vocab_size), ("gate_up_proj", 2 * config.intermediate_size)];
@@ -175,7 +189,8 @@ impl RunArgs {
             let weights = model.num_params();
             let bytes = |weights: usize| weights * size_of::<f32>();
             memory::loaded(bytes(weights));
-            let loaded = Loaded { load_s, token_bytes: bytes(weights - table), weights, weight_bytes: bytes(weights) };
+            let (token_bytes, weight_bytes) = (bytes(weights - table), bytes(weights));
+            let loaded = Loaded { load_s, token_bytes, weights, weight_bytes, hash };
             task.run(&model, loaded)
         };
         let source = match weights {
@@ -183,16 +198,24 @@ impl RunArgs {
             Weights::Synthetic(config) => {
                 let policy = self.policy.policy(None, config, None)?;
                 return match policy.is_float() {
-                    true => float(task, config.init(&device)?),
+                    true => float(task, config.init(&device)?, None),
                     false => {
                         let model = config.init(&device)?;
-                        coded(task, memory::loading(|| Ok(synthetic(model, &policy)))?)
+                        coded(task, memory::loading(|| Ok(synthetic(model, &policy)))?, None)
                     }
                 };
             }
         };
         let config = source.config()?;
-        if let Some(container) = source.container()? {
+        let access = if self.no_mmap { FileAccess::Read } else { FileAccess::Map };
+        let needs_hash = task.needs_hash();
+        // Encoders may improve: weights encoded as they are read are those of this version of the program.
+        let hash = |weights: [u8; 32], policy: &str| -> Result<ModelHash> {
+            let parts =
+                [&source.config_bytes()?[..], &weights, policy.as_bytes(), env!("CARGO_PKG_VERSION").as_bytes()];
+            Ok(parts.iter().fold(Sha256::new(), |all, part| all.chain_update(Sha256::digest(part))).finalize().into())
+        };
+        if let Some(container) = source.container_with(access)? {
             if self.policy.is_given() {
                 bail!("{source}: a container is encoded already: leave --format and its like out");
             }
@@ -205,25 +228,27 @@ impl RunArgs {
             let model = config.init(&device)?;
             let model = memory::loading(|| load_container::<B, _>(model, &container, on_progress))?;
             bar.finish_and_clear();
-            return coded(task, model);
+            let hash = needs_hash.then(|| hash(container.sha256(), "")).transpose()?;
+            return coded(task, model, hash);
         }
         if self.depth.is_some() {
             bail!("{source}: expected a container for --depth, found float weights");
         }
-        let checkpoint = source.checkpoint()?;
+        let checkpoint = source.checkpoint_with(access)?;
         let policy = self.policy.policy(None, &config, Some(&checkpoint))?;
+        let hash = needs_hash.then(|| hash(checkpoint.sha256(), &policy.to_string())).transpose()?;
         let bar = progress_bar(checkpoint.bytes());
         let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
         if policy.is_float() {
             let model = config.init(&device)?;
             let model = memory::loading(|| load(model, &checkpoint, on_progress))?;
             bar.finish_and_clear();
-            return float(task, model);
+            return float(task, model, hash);
         }
         let model = config.init(&device)?;
         let model = memory::loading(|| load_encoded(model, &checkpoint, &policy, on_progress))?;
         bar.finish_and_clear();
-        coded(task, model)
+        coded(task, model, hash)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use phi35_model::{ChatTemplate, Config, GenerationConfig, Tokenizer};
-use qins_import::{Checkpoint, Container};
+use qins_import::{Checkpoint, Container, FileAccess};
 use std::{
     borrow::Cow,
     convert::Infallible,
@@ -74,10 +74,15 @@ impl Source {
         {
             bail!("{}: expected a model directory (or `demo`), found no such directory", directory.display());
         }
+        let json = self.config_bytes()?;
+        Config::from_json(&json, &self.path("config.json")).with_context(|| format!("cannot run {self}"))
+    }
+
+    /// `config.json` as it is.
+    pub fn config_bytes(&self) -> Result<Cow<'static, [u8]>> {
         let path = self.path("config.json");
         let json = self.read("config.json")?;
-        let json = json.with_context(|| format!("{}: expected a configuration, found no such file", path.display()))?;
-        Config::from_json(&json, &path).with_context(|| format!("cannot run {self}"))
+        json.with_context(|| format!("{}: expected a configuration, found no such file", path.display()))
     }
 
     /// Ids that end a text: those of `generation_config.json`, else those of `config.json`.
@@ -117,21 +122,33 @@ impl Source {
 
     /// The weights, if they are encoded already.
     pub fn container(&self) -> Result<Option<Container>> {
+        self.container_with(FileAccess::Map)
+    }
+
+    /// The same, mapped or read into memory.
+    pub fn container_with(&self, access: FileAccess) -> Result<Option<Container>> {
         match self {
-            Self::Directory(directory) if Container::is_at(directory) => Ok(Some(Container::open(directory)?)),
+            Self::Directory(directory) if Container::is_at(directory) => {
+                Ok(Some(Container::open_with(directory, access)?))
+            }
             _ => Ok(None),
         }
     }
 
     /// The weights in float.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
+        self.checkpoint_with(FileAccess::Map)
+    }
+
+    /// The same, mapped or read into memory.
+    pub fn checkpoint_with(&self, access: FileAccess) -> Result<Checkpoint> {
         match self {
             Self::Demo => {
                 let name = "model.safetensors";
                 let (_, bytes) = DEMO.iter().find(|(known, _)| *known == name).expect("the demo model has one");
                 Ok(Checkpoint::from_bytes(*bytes, &self.path(name))?)
             }
-            Self::Directory(directory) => Ok(Checkpoint::open(directory)?),
+            Self::Directory(directory) => Ok(Checkpoint::open_with(directory, access)?),
         }
     }
 }

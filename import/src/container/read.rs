@@ -2,7 +2,7 @@
 
 use super::{CONTAINER_FILE, CONTAINER_VERSION, MANIFEST, Manifest, PARTS, TensorInfo, hexadecimal, planes};
 use crate::{
-    ImportError,
+    FileAccess, ImportError,
     checkpoint::{Checkpoint, CheckpointTensor},
 };
 use bytes::Bytes;
@@ -16,9 +16,7 @@ use std::{
     path::Path,
 };
 
-/// An open container: its header read and checked, its tensors mapped.
-///
-/// The file must not be changed while it is open.
+/// An open container: its header read and checked, its tensors mapped or read into memory ([`FileAccess`]).
 #[derive(Debug)]
 pub struct Container {
     file: Checkpoint,
@@ -42,13 +40,18 @@ impl Container {
         directory.join(CONTAINER_FILE).is_file()
     }
 
-    /// Opens the container in a directory.
+    /// Opens the container in a directory. Its file is mapped.
     ///
     /// # Errors
     /// If the file is not whole, was written in another version, or its parts do not fit together. The bytes of tensors
     /// are not read: see [`Container::verify`].
     pub fn open(directory: &Path) -> Result<Self, ImportError> {
-        Self::from_file(Checkpoint::open_file(&directory.join(CONTAINER_FILE))?)
+        Self::open_with(directory, FileAccess::Map)
+    }
+
+    /// [`open`](Self::open) with the file mapped or read into memory.
+    pub fn open_with(directory: &Path, access: FileAccess) -> Result<Self, ImportError> {
+        Self::from_file(Checkpoint::open_file_with(&directory.join(CONTAINER_FILE), access)?)
     }
 
     /// A container that is part of the program, or of a test; `path` is what errors call it.
@@ -152,6 +155,11 @@ impl Container {
     /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.manifest.tensors.keys().map(String::as_str)
+    }
+
+    /// Formats in which the coded tensors are read, in the order of their names.
+    pub(crate) fn formats(&self) -> impl Iterator<Item = Format> {
+        self.coded.values().map(|header| header.format)
     }
 
     /// A tensor, `None` if there is none of this name.

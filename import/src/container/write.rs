@@ -15,7 +15,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{BufRead, BufReader, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, mpsc},
+    sync::mpsc,
 };
 
 /// Files of a model directory that a container takes over as they are. The configuration last: without it nothing runs what
@@ -227,8 +227,8 @@ impl<'a> Converter<'a> {
 
     /// Writes `<output>.partial`, going on where an earlier run of the same conversion was interrupted, and gives it its
     /// name when it is whole. Killed at any moment, it leaves nothing under the name of the output.
-    pub fn run(self, mut on_step: impl FnMut(Step<'_>) + Send) -> Result<Converted, ImportError> {
-        let sources = self.hash_sources(&mut on_step)?;
+    pub fn run(self, mut on_step: impl FnMut(Step<'_>)) -> Result<Converted, ImportError> {
+        let sources = self.hash_sources(&mut on_step);
         let mut manifest = Manifest {
             version: CONTAINER_VERSION,
             producer: PRODUCER.to_owned(),
@@ -333,23 +333,23 @@ impl<'a> Converter<'a> {
         Ok(tensor.info(made.code, hexadecimal(hash.finalize())))
     }
 
-    /// The files of the source, read side by side.
-    fn hash_sources(&self, on_step: &mut (impl FnMut(Step<'_>) + Send)) -> Result<Vec<SourceFile>, ImportError> {
-        let on_step = Mutex::new(on_step);
-        let hash = |(path, bytes): (&Path, &[u8])| {
-            /// Read at a time.
-            const BLOCK: usize = 16 << 20;
-            let mut hash = Sha256::new();
-            for block in bytes.chunks(BLOCK) {
-                hash.update(block);
-                self.checkpoint.forget_bytes(path, block);
-                (on_step.lock().expect("a step does not panic"))(Step::Hashed(block.len() as u64));
-            }
+    /// The files of the source, read side by side. Progress is reported on the thread that calls.
+    fn hash_sources(&self, on_step: &mut impl FnMut(Step<'_>)) -> Vec<SourceFile> {
+        let (sender, hashed) = mpsc::channel();
+        let hash = |sender: &mut mpsc::Sender<u64>, (path, bytes): (&Path, &[u8])| {
+            let sha256 = self.checkpoint.hash_file(path, bytes, |read| {
+                // Nobody receives once the callback has panicked.
+                let _ = sender.send(read);
+            });
             let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            SourceFile { file, bytes: bytes.len() as u64, sha256: hexadecimal(hash.finalize()) }
+            SourceFile { file, bytes: bytes.len() as u64, sha256: hexadecimal(sha256) }
         };
         let files: Vec<_> = self.checkpoint.files().collect();
-        Ok(files.into_par_iter().map(hash).collect())
+        std::thread::scope(|scope| {
+            let hashes = scope.spawn(|| files.into_par_iter().map_with(sender, hash).collect());
+            hashed.iter().for_each(|bytes| on_step(Step::Hashed(bytes)));
+            hashes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 }
 

@@ -153,6 +153,10 @@ fn interrupted() -> bool {
 impl Run for Chat<'_> {
     type Output = ();
 
+    fn needs_hash(&self) -> bool {
+        self.args.long.has_cache()
+    }
+
     fn run<B: Backend>(mut self, model: &Phi3<B>, loaded: Loaded) -> Result<()> {
         self.load_s = loaded.load_s;
         handle_interrupts()?;
@@ -161,7 +165,7 @@ impl Run for Chat<'_> {
             let source = &self.args.model.model;
             eprintln!("{source}, context {} tokens. /help lists commands, Ctrl-D leaves.", self.context);
         }
-        let mut prefix = Some(self.args.long.prefix(model, &self.args.kv)?);
+        let mut prefix = Some(self.args.long.prefix(model, loaded.hash.as_ref(), &self.args.kv)?);
         while let Some(line) = input.next()? {
             match line {
                 Line::Say(text) => self.answer(model, &mut prefix, text)?,
@@ -175,7 +179,7 @@ impl Run for Chat<'_> {
             }
         }
         if let Some(prefix) = &prefix {
-            self.args.long.keep(model, prefix)?;
+            self.args.long.keep(loaded.hash.as_ref(), prefix)?;
         }
         if self.args.json {
             output::json(&Report {

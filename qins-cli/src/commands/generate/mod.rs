@@ -157,9 +157,13 @@ struct Task<'t> {
 impl Run for Task<'_> {
     type Output = ();
 
+    fn needs_hash(&self) -> bool {
+        self.long.has_cache()
+    }
+
     fn run<B: Backend>(mut self, model: &Phi3<B>, loaded: Loaded) -> Result<()> {
         let start = Instant::now();
-        let prefix = self.long.prefix(model, &self.kv)?;
+        let prefix = self.long.prefix(model, loaded.hash.as_ref(), &self.kv)?;
         let mut tokens = resume(model, prefix, &self.prompt_ids, self.options.clone())?;
         let mut ids = Vec::new();
         let mut text = self.text.as_ref().map(|_| String::new());
@@ -200,7 +204,7 @@ impl Run for Task<'_> {
             reused_tokens: tokens.reused_tokens(),
         };
         let stop = stop_name(stopped, tokens.stop_reason());
-        self.long.keep(model, &tokens.into_prefix())?;
+        self.long.keep(loaded.hash.as_ref(), &tokens.into_prefix())?;
         let device_bytes = model.devices().first().and_then(device_memory::<B>).map(|memory| memory.reserved);
         let report = Report {
             prompt_ids: self.prompt_ids,
