@@ -52,7 +52,7 @@ fn reference(
     let directory = tempfile::tempdir().unwrap();
     let write = |name, bytes: &[u8]| std::fs::write(directory.path().join(name), bytes).unwrap();
     // f32 to f64 is exact, so JSON carries the base exactly.
-    let &Header { format, rows, cols, base, k } = header;
+    let &Header { format, rows, cols, base, k, row_bases } = header;
     let json = serde_json::json!({"format": format.name(), "rows": rows, "cols": cols, "group": format.group(),
         "bits": format.code_bits(), "planes": format.planes(), "base": f64::from(base), "k": k, "encode": !weights.is_empty()});
     write("header.json", json.to_string().as_bytes());
@@ -133,7 +133,7 @@ fn every_code_and_scale_code_decodes_as_in_the_reference() {
         for k in constants {
             // A row a scale code, each with all codes, every table.
             let (rows, cols) = (256, all);
-            let header = Header { format, rows, cols, base: 0.123_456, k };
+            let header = Header { format, rows, cols, base: 0.123_456, k, row_bases: false };
             let (row, scale_row) = (format.code_bytes(cols), format.scale_bytes(cols));
             // Further planes hold anything.
             let mut codes: Vec<u8> = (0..header.code_bytes()).map(|i| ((i * 97) >> 3) as u8).collect();
