@@ -80,7 +80,7 @@ fn an_outlier_leaves_other_rows_as_they_are() {
             (0..rows).filter(|&row| row != 3).map(of_row).sum::<f64>() / (rows - 1) as f64
         };
         let (before_db, after_db) = (mean(&before_rows), mean(&after_rows));
-        assert!((after_db - before_db).abs() < 0.1, "{format}: {before_db:.2} dB before, {after_db:.2} after");
+        assert!((after_db - before_db).abs() < 0.25, "{format}: {before_db:.2} dB before, {after_db:.2} after");
         // 32 bits a row.
         let more = after.header().bits_per_weight() - before.header().bits_per_weight();
         assert!((more - 32.0 / cols as f64).abs() < 1e-12, "{format}: {more}");

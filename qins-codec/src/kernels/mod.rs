@@ -548,11 +548,15 @@ mod tests {
     /// Where there is none, products are right and slow.
     #[test]
     fn kernels_are_not_lost() {
+        // Of one input, a few, and a panel; with bases of rows where they are legal.
         let kernel = |level, format| {
-            let decoder =
-                Decoder::new(Header { format, rows: 1, cols: 32, base: 1.0, k: 0.5, row_bases: false }).unwrap();
-            let (codes, scales) = (vec![0; decoder.header().code_bytes()], vec![0; decoder.header().scale_bytes()]);
-            Products::new(level, decoder.matrix(&codes, &scales).unwrap(), &[1.0; 32], 1).is_some()
+            let header = |row_bases| Header { format, rows: 1, cols: 32, base: 1.0, k: 0.5, row_bases };
+            let legal = [false, true].into_iter().filter_map(|row_bases| Decoder::new(header(row_bases)).ok());
+            let has = |decoder: &Decoder, m: usize| {
+                let (codes, scales) = (vec![0; decoder.header().code_bytes()], vec![0; decoder.header().scale_bytes()]);
+                Products::new(level, decoder.matrix(&codes, &scales).unwrap(), &vec![1.0; 32 * m], m).is_some()
+            };
+            legal.flat_map(|decoder| [1, 3, 8, 20].map(|m| has(&decoder, m))).all(|has| has)
         };
         for level in Level::all_supported() {
             let found: Vec<_> = Format::ALL.iter().copied().filter(|&format| kernel(level, format)).collect();
