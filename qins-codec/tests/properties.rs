@@ -133,10 +133,6 @@ fn illegal_headers_are_refused() {
     assert!(matches!(error(Header { rows: usize::MAX, ..header }), HeaderError::TooLarge { .. }));
     assert!(matches!(error(Header { cols: usize::MAX, ..header }), HeaderError::TooLarge { .. }));
     assert!(matches!(error(Header { base: f32::NAN, ..header }), HeaderError::Base(_)));
-    for format in [Format::Q4, Format::Bf16] {
-        let error = error(Header { format, row_bases: true, ..header });
-        assert_eq!(error, HeaderError::RowBases(format));
-    }
     assert!(matches!(error(Header { k: -1.0, ..header }), HeaderError::Shape(_)));
     let decoder = Decoder::new(header).unwrap();
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use qins_codec::{
-    Decoder, Deviation, Encoded, Format, Header, Level, Slice, ZERO_GROUP, encode, needs_row_bases, scale,
+    Decoder, Deviation, Encoded, Format, Header, HeaderError, Level, Slice, ZERO_GROUP, encode, needs_row_bases, scale,
 };
 
 mod draws;
@@ -129,6 +129,15 @@ fn rows_of_zeros_and_of_extremes_stay_what_they_are() {
         let product = encoded.matrix().matmul(&vec![0.01; cols], 1);
         assert!(product.iter().all(|sum| sum.is_finite()), "{format}: {product:?}");
         assert_eq!(product[0], 0.0);
+    }
+}
+
+#[test]
+fn formats_that_always_or_never_have_bases_are_not_told_so() {
+    for &format in Format::ALL {
+        let header = Header { format, rows: 1, cols: 1, base: 1.0, k: 0.5, row_bases: true };
+        let expected = if format.allows_row_bases() { Ok(()) } else { Err(HeaderError::RowBases(format)) };
+        assert_eq!(header.validate(), expected);
     }
 }
 
