@@ -72,7 +72,10 @@ impl Search {
             Law::Projective | Law::Logarithmic | Law::Linear if !is_small(largest, LEAST) => {
                 let row = |(&largest, &least_of_groups)| RowMagnitudes { largest, least_of_groups };
                 let Bases { base, by_row } = Bases::of(&row_largest.iter().zip(row_least).map(row).collect::<Vec<_>>());
-                if by_row && row_largest.iter().any(|&row| is_small(row, LEAST)) {
+                // Groups of subnormal numbers alone would be zeros there.
+                let are_small = row_largest.iter().any(|&row| is_small(row, LEAST_OF_ROW))
+                    || row_least.iter().any(|&group| group < f32::MIN_POSITIVE);
+                if by_row && are_small {
                     return None;
                 }
                 let sample = if format.law() == Law::Linear { Vec::new() } else { sample() };

@@ -51,7 +51,7 @@ mod tests {
     use crate::{Policy, Qins, QinsTensor};
     use burn::{
         nn::{EmbeddingConfig, LinearConfig},
-        tensor::{Int, Tensor, TensorData, backend::Backend as _},
+        tensor::{Int, Tensor, TensorData},
     };
     use burn_autodiff::Autodiff;
     use burn_backend::Backend;
