@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let planned = plan(&config.init::<Flex>(&Default::default())?, &checkpoint, &policy)?;
     let converter = Converter::new(&model, &checkpoint, &output, planned, policy.to_string(), false)?;
     let converted = converter.run(|step| {
-        if let Step::Wrote(name, info) = step {
+        if let Step::Wrote(name, info, _) = step {
             println!("{name} {:?} {}", info.shape, info.format);
         }
     })?;

@@ -49,10 +49,10 @@ impl<'w> Draft<'w> {
 
     /// Where the scale code of a weight is, and the base it is a multiple of.
     fn scale_code(&self, row: usize, col: usize) -> (usize, f32) {
-        let format = self.decoder.header().format;
-        let start = row * format.scale_bytes(self.cols());
-        let base = self.scales[start..start + format.base_bytes()].try_into().map_or(1.0, f32::from_le_bytes);
-        (start + format.base_bytes() + col / format.group(), base)
+        let header = self.decoder.header();
+        let start = row * header.scale_bytes_of_row();
+        let base = self.scales[start..start + header.base_bytes()].try_into().map_or(1.0, f32::from_le_bytes);
+        (start + header.base_bytes() + col / header.format.group(), base)
     }
 
     /// The scale of a weight, and which table its code indexes.

@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use qins_codec::{Decoder, Format, Header};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&[format, rows, cols, base @ ..], rest)) = data.split_first_chunk::<7>() else { return };
+    let Some((&[format, row_bases, rows, cols, base @ ..], rest)) = data.split_first_chunk::<8>() else { return };
     let Some((k, bytes)) = rest.split_first_chunk::<8>() else { return };
     let header = Header {
         format: Format::ALL[usize::from(format) % Format::ALL.len()],
@@ -15,6 +15,7 @@ fuzz_target!(|data: &[u8]| {
         cols: usize::from(cols),
         base: f32::from_le_bytes(base),
         k: f64::from_le_bytes(*k),
+        row_bases: row_bases % 2 == 1,
     };
     let Ok(decoder) = Decoder::new(header) else { return };
     // Buffers end where they must: a read beyond them is seen by the sanitizer.

@@ -6,7 +6,7 @@ use crate::{
 };
 use burn::{module::Module, tensor::backend::Backend};
 use qins_backend::{Policy, Storage, WeightKind};
-use qins_codec::{Deviation, Format, Header, Slice, Weights, encode, matrix_shape, sample_rows};
+use qins_codec::{Deviation, Format, Header, Slice, Weights, encode, matrix_shape, needs_row_bases, sample_rows};
 use std::collections::BTreeMap;
 
 /// Weights of a tensor that every format is measured on: evenly spaced rows.
@@ -50,7 +50,12 @@ pub fn choose<B: Backend, M: Module<B>>(
             }
             None => {
                 let format = rule.and_then(Storage::format);
-                fixed_bytes += format.map_or(tensor.bytes(), |format| stored_bytes(format, tensor.shape()));
+                fixed_bytes += match format {
+                    Some(format) => {
+                        stored_bytes(format, tensor.shape(), row_bases(checkpoint, &parameter.name, format)?)
+                    }
+                    None => tensor.bytes(),
+                };
             }
         }
         on_progress(Progress { tensor: &parameter.name, bytes: tensor.bytes() });
@@ -119,6 +124,9 @@ fn options(checkpoint: &Checkpoint, name: &str, half: Format) -> Result<Vec<Choi
     let cols = tensor.cols();
     let sample = sample_rows(&tensor, SAMPLE);
     let sample = Slice::new(&sample, sample.len().checked_div(cols).unwrap_or(0), cols);
+    // The sample may lack the rows that decide. Where no group of 16 lies too low, none of 32 does.
+    let by_16 = row_bases(checkpoint, name, Format::Q8h)?;
+    let by_32 = by_16 && row_bases(checkpoint, name, Format::Q8)?;
     let mut options: Vec<Choice> = Vec::new();
     for format in [
         Format::Q2,
@@ -142,7 +150,8 @@ fn options(checkpoint: &Checkpoint, name: &str, half: Format) -> Result<Vec<Choi
         };
         let Deviation { rms, rmse, .. } = Deviation::of(&encoded.matrix(), &sample);
         let noise = if rms > 0.0 { (rmse / rms).powi(2) } else { 0.0 };
-        let bytes = stored_bytes(format, tensor.shape());
+        let row_bases = format.allows_row_bases() && if format.group() == 16 { by_16 } else { by_32 };
+        let bytes = stored_bytes(format, tensor.shape(), row_bases);
         if options.last().is_none_or(|smaller| noise < smaller.noise && bytes > smaller.bytes) {
             options.push(Choice { format, bytes, noise });
         }
@@ -150,10 +159,17 @@ fn options(checkpoint: &Checkpoint, name: &str, half: Format) -> Result<Vec<Choi
     Ok(options)
 }
 
+/// Whether rows of an encoded tensor have bases that the format does not ask for.
+fn row_bases(checkpoint: &Checkpoint, name: &str, format: Format) -> Result<bool, ImportError> {
+    let found = needs_row_bases(format, &checkpoint.tensor(name)?);
+    checkpoint.forget(name);
+    found.map_err(|source| ImportError::Encode { file: checkpoint.file_of(name), tensor: name.to_owned(), source })
+}
+
 /// Bytes of an encoded tensor in a file.
-fn stored_bytes(format: Format, shape: &[usize]) -> usize {
+fn stored_bytes(format: Format, shape: &[usize], row_bases: bool) -> usize {
     let (rows, cols) = matrix_shape(shape).expect("the shape of a tensor in a file");
-    let header = Header { format, rows, cols, base: 0.0, k: 0.0 };
+    let header = Header { format, rows, cols, base: 0.0, k: 0.0, row_bases };
     // Rows of 16-bit floats are not padded there.
     if format.is_raw() { rows * cols * format.code_bits() / 8 } else { header.code_bytes() + header.scale_bytes() }
 }

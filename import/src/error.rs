@@ -143,14 +143,25 @@ pub enum ImportError {
         found: usize,
     },
     /// A container of a version that this program does not read: a newer one, or the draft, version 0.
-    #[error("{}: container of version {found}: this program reads version {supported}", file.display())]
+    #[error(
+        "{}: container of version {found}: this program reads versions {} to {}",
+        file.display(), supported.start(), supported.end()
+    )]
     ContainerVersion {
         /// The file.
         file: PathBuf,
         /// Its version.
         found: u64,
-        /// The one that is read.
-        supported: u32,
+        /// Those that are read.
+        supported: std::ops::RangeInclusive<u32>,
+    },
+    /// A file of a checkpoint changed during a conversion.
+    #[error("{}: {tensor}: its weights changed while they were converted", file.display())]
+    Changed {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
     },
     /// A tensor's bytes are not those that were written.
     #[error("{}: {tensor}: expected SHA-256 {expected}, found {found}", file.display())]

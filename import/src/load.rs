@@ -7,7 +7,7 @@ use burn::{
     tensor::{AllocationProperty, Bytes, Tensor, TensorData, backend::Backend},
 };
 use qins_backend::{NoDeviceMemory, ParamPath, Policy, Qins, QinsTensor, device_memory};
-use qins_codec::{Decoder, Format, Header, Weights, matrix_shape};
+use qins_codec::{Decoder, Format, Header, Weights, needs_row_bases};
 use std::{
     collections::BTreeSet,
     marker::PhantomData,
@@ -182,14 +182,14 @@ pub(crate) fn coded<B: Backend, const D: usize>(
     Tensor::from_primitive(tensor.into_primitive())
 }
 
-/// Bytes of a parameter of this shape in the checkpoint; `None`: in f32.
-fn bytes(shape: &[usize], format: Option<Format>) -> usize {
-    match (format, matrix_shape(shape)) {
-        (Some(format), Some((rows, cols))) => {
-            rows * (format.planes() * format.code_bytes(cols) + format.scale_bytes(cols))
-        }
-        _ => shape.iter().product::<usize>() * size_of::<f32>(),
-    }
+/// Bytes of a tensor with codes of a format; of another in f32.
+fn bytes(tensor: Option<CheckpointTensor<'_>>, shape: &[usize], format: Option<Format>) -> usize {
+    let (Some(format), Some(tensor)) = (format, tensor) else {
+        return shape.iter().product::<usize>() * size_of::<f32>();
+    };
+    let row_bases = needs_row_bases(format, &tensor).unwrap_or(false);
+    let header = Header { format, rows: tensor.rows(), cols: tensor.cols(), base: 0.0, k: 0.0, row_bases };
+    header.code_bytes() + header.scale_bytes()
 }
 
 impl<B: Backend> Place<B> for Floats<'_> {
@@ -198,7 +198,7 @@ impl<B: Backend> Place<B> for Floats<'_> {
     }
 
     fn bytes(&self, parameter: &Parameter) -> usize {
-        bytes(&parameter.shape, None)
+        bytes(None, &parameter.shape, None)
     }
 
     fn place<const D: usize>(
@@ -218,7 +218,8 @@ impl<B: Backend> Place<Qins<B>> for Encoding<'_> {
     }
 
     fn bytes(&self, parameter: &Parameter) -> usize {
-        bytes(&parameter.shape, self.policy.storage(&parameter.path).format())
+        let tensor = self.checkpoint.tensor(&parameter.name).ok();
+        bytes(tensor, &parameter.shape, self.policy.storage(&parameter.path).format())
     }
 
     fn place<const D: usize>(
@@ -278,7 +279,8 @@ impl<B: Backend> Place<Qins<B>> for Container {
                 let Some(format) = plain.half_format().filter(|_| D == 2) else {
                     return Ok((float(plain, parameter, device), plain.bytes()));
                 };
-                let header = Header { format, rows: plain.rows(), cols: plain.cols(), base: 1.0, k: 0.0 };
+                let header =
+                    Header { format, rows: plain.rows(), cols: plain.cols(), base: 1.0, k: 0.0, row_bases: false };
                 let shared = self.shared_plain(name).expect("a plain tensor");
                 let in_place = shared.len() == header.code_bytes() && (shared.as_ptr() as usize).is_multiple_of(4);
                 let matrix = match Decoder::new(header) {

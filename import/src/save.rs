@@ -3,9 +3,9 @@
 use crate::{
     ImportError,
     container::{
-        CONTAINER_FILE, CONTAINER_VERSION, Manifest, PRODUCER, hexadecimal,
+        CONTAINER_FILE, Manifest, PRODUCER, hexadecimal,
         write::{
-            Layout, arrange, constants, header, header_room, put_in_place, remove_directory, require_space,
+            Layout, arrange, constants, header, header_room, put_in_place, remove_directory, require_space, version,
             with_extension, write_error,
         },
     },
@@ -43,14 +43,15 @@ pub fn save_container<B: Backend, M: Module<Qins<B>>>(
     let found = collected.found;
 
     let layout = |(name, saved): (&String, &Saved<B>)| {
-        let format = saved.encoded().map(|encoded| encoded.header().format);
-        Layout::new(name, &saved.shape, format, ("F32", size_of::<f32>()))
+        let header = saved.encoded().map(|encoded| *encoded.header());
+        let row_bases = header.is_some_and(|header| header.row_bases);
+        Layout::new(name, &saved.shape, header.map(|header| header.format), row_bases, ("F32", size_of::<f32>()))
             .map_err(|source| ImportError::Container { file: output.to_owned(), reason: format!("{name}: {source}") })
     };
     let mut tensors: Vec<Layout> = found.iter().map(layout).collect::<Result<_, _>>()?;
     arrange(&mut tensors);
     let mut manifest = Manifest {
-        version: CONTAINER_VERSION,
+        version: version(&tensors),
         producer: PRODUCER.to_owned(),
         policy: "as the module was".to_owned(),
         sources: Vec::new(),

@@ -34,7 +34,7 @@ impl<B: Backend> ModuleMapper<Qins<B>> for Synthetic<'_> {
         let Some(format) = storage.format() else { return param };
         let (_, shape) = in_checkpoint(&self.path, param.lazy_shape().to_vec());
         let (rows, cols) = matrix_shape(&shape).expect("the shape of a parameter");
-        let header = Header { format, rows, cols, base: 0.04, k: 0.5 };
+        let header = Header { format, rows, cols, base: 0.04, k: 0.5, row_bases: false };
         let decoder = Decoder::new(header).expect("legal constants");
         let (codes, scales) = (Bytes::from_elems(codes(&header)), Bytes::from_elems(scales(&header)));
         let matrix = QinsTensor::from_bytes(decoder, codes, scales, &param.lazy_device());
@@ -68,9 +68,9 @@ fn codes(header: &Header) -> Vec<u32> {
 /// The same scale for every group: an octave below the base, or 2^-12 for tables up to 127.
 fn scales(header: &Header) -> Vec<u32> {
     let &Header { format, rows, cols, .. } = header;
+    let has_base = header.base_bytes() > 0;
     let mut bytes = Vec::with_capacity(header.scale_bytes());
     for row in 0..rows {
-        let has_base = format.base_bytes() > 0;
         if has_base {
             bytes.extend(2f32.powi(-12).to_le_bytes());
         }

@@ -1,6 +1,6 @@
 //! The self-describing bytes of a QINS tensor outside a device: what `into_data` gives and records store.
 //!
-//! Little-endian: `"QINS"`, version (u8), rank (u8), format name (8 bytes, zero-padded), rows (u64), cols (u64),
+//! Little-endian: `"QINS"`, version (u8: 2 where rows have bases that their format does not ask for, else 1), rank (u8), format name (8 bytes, zero-padded), rows (u64), cols (u64),
 //! base (f32), k (f64), stored dimensions (u64 each), axes (u8 each), repeats (u64 each), codes, scale codes, zeros up to
 //! the length that Burn computes from the scheme and the shape (`scheme.rs`).
 
@@ -10,7 +10,10 @@ use qins_codec::{Decoder, Format, Header, HeaderError, LayoutError, UnknownForma
 use std::sync::Arc;
 
 const MAGIC: [u8; 4] = *b"QINS";
+/// Tensors whose rows have bases as their format says.
 const VERSION: u8 = 1;
+/// Tensors whose rows have bases that their format does not ask for.
+const ROW_BASES: u8 = 2;
 
 /// Bytes before the dimensions.
 const FIXED: usize = 4 + 1 + 1 + 8 + 8 + 8 + 4 + 8;
@@ -35,7 +38,7 @@ pub enum BytesError {
     #[error("expected a QINS header, found other bytes")]
     Magic,
     /// Written in another version.
-    #[error("QINS data of version {found}: this program reads version {VERSION}")]
+    #[error("QINS data of version {found}: this program reads versions {VERSION} and {ROW_BASES}")]
     Version {
         /// The version found.
         found: u8,
@@ -78,7 +81,7 @@ pub(crate) async fn to_data<B: Backend>(tensor: QinsTensor<B>) -> Result<TensorD
 
     let mut bytes = Vec::with_capacity(padded);
     bytes.extend(MAGIC);
-    bytes.extend([VERSION, tensor.view.axes().len() as u8]);
+    bytes.extend([if header.row_bases { ROW_BASES } else { VERSION }, tensor.view.axes().len() as u8]);
     let mut name = [0; 8];
     name[..header.format.name().len()].copy_from_slice(header.format.name().as_bytes());
     bytes.extend(name);
@@ -107,7 +110,7 @@ pub(crate) fn from_data<B: Backend>(data: &TensorData, device: &Device<B>) -> Re
     }
     reader.take(4)?;
     let version = reader.array::<1>()?[0];
-    if version != VERSION {
+    if ![VERSION, ROW_BASES].contains(&version) {
         return Err(BytesError::Version { found: version });
     }
     let rank = reader.array::<1>()?[0] as usize;
@@ -117,7 +120,7 @@ pub(crate) fn from_data<B: Backend>(data: &TensorData, device: &Device<B>) -> Re
     let cols = reader.size()?;
     let base = f32::from_le_bytes(reader.array()?);
     let k = f64::from_le_bytes(reader.array()?);
-    let decoder = Decoder::new(Header { format, rows, cols, base, k })?;
+    let decoder = Decoder::new(Header { format, rows, cols, base, k, row_bases: version == ROW_BASES })?;
 
     let stored = (0..rank).map(|_| reader.size()).collect::<Result<Vec<_>, _>>()?;
     let axes = reader.take(rank)?.iter().map(|&a| a as usize).collect();

@@ -42,6 +42,7 @@ mod view;
 
 pub use backend::Qins;
 pub use bytes::BytesError;
+pub use kernels::{Paths, paths};
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use kernels::{Prompts, Traffic, allow_subgroups, prompts_by, traffic};
 pub use kv::DeviceKv;

@@ -87,7 +87,7 @@ impl<B: Backend> Part<B> {
     /// Moves codes and scale codes of a matrix to a device, in as few parts as that allows.
     pub(crate) fn upload(header: &Header, codes: &[u8], scales: &[u8], device: &Device<B>) -> Vec<Self> {
         let Header { format, rows: all, cols, .. } = *header;
-        let (code_row, scale_row) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let (code_row, scale_row) = (format.code_bytes(cols), header.scale_bytes_of_row());
         let limit = largest_buffer::<B>(device);
         let part = |rows: Range<usize>| {
             let plane = |i: usize| &codes[(i * all + rows.start) * code_row..(i * all + rows.end) * code_row];
@@ -118,7 +118,7 @@ impl<B: Backend> Part<B> {
     /// Codes and scale codes of a matrix, from its parts.
     pub(crate) async fn download(parts: &[Self], header: &Header) -> Result<(Vec<u8>, Vec<u8>), ExecutionError> {
         let Header { format, rows: all, cols, .. } = *header;
-        let (code_row, scale_row) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let (code_row, scale_row) = (format.code_bytes(cols), header.scale_bytes_of_row());
         let (mut codes, mut scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
         for part in parts {
             let (first, rows) = (part.first_row, part.rows);
@@ -201,7 +201,7 @@ fn on_rows<B: Backend>(mask: BoolTensor<B>, shape: Shape) -> BoolTensor<B> {
 pub(crate) fn ranges(header: &Header, limit: Option<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     let Header { format, rows, cols, .. } = *header;
     // Words of scale codes are rounded up.
-    let row_bytes = (format.planes() * format.code_bytes(cols)).max(format.scale_bytes(cols).next_multiple_of(4));
+    let row_bytes = (format.planes() * format.code_bytes(cols)).max(header.scale_bytes_of_row().next_multiple_of(4));
     let fit = match limit {
         Some(limit) if row_bytes > 0 => limit / row_bytes,
         _ => rows,
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn parts_follow_each_other_and_fit() {
-        let header = |rows, cols| Header { format: Format::Fpins2, rows, cols, base: 1.0, k: 1.0 };
+        let header = |rows, cols| Header { format: Format::Fpins2, rows, cols, base: 1.0, k: 1.0, row_bases: false };
         let found = |rows, cols, limit| {
             ranges(&header(rows, cols), limit).map(|rows| [rows.start, rows.end]).collect::<Vec<_>>()
         };
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn a_matrix_that_fits_is_one_part() {
         for rows in [1, 63, 64, 65, 128, 1000, 32011, 32064] {
-            let header = Header { format: Format::Q8, rows, cols: 32, base: 1.0, k: 0.5 };
+            let header = Header { format: Format::Q8, rows, cols: 32, base: 1.0, k: 0.5, row_bases: false };
             for limit in [None, Some(33 * rows), Some(usize::MAX)] {
                 assert!(ranges(&header, limit).eq(std::iter::once(0..rows)), "{rows} rows, {limit:?}");
             }

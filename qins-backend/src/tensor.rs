@@ -290,10 +290,11 @@ impl<B: Backend> QinsTensor<B> {
                 if shared == 0 { own } else { B::int_cat(vec![take(0..shared), own], 1) }
             })
         };
-        let sizes = |bytes: fn(Format, usize) -> usize, shared: usize| {
-            [bytes(format, cols.start) - shared, bytes(format, cols.len()), bytes(format, all_cols)]
+        let sizes = |bytes: &dyn Fn(usize) -> usize, shared: usize| {
+            [bytes(cols.start) - shared, bytes(cols.len()), bytes(all_cols)]
         };
-        let (planes, base) = (format.planes(), format.base_bytes());
+        let scale_bytes = |cols| Header { cols, ..header }.scale_bytes_of_row();
+        let (planes, base) = (format.planes(), header.base_bytes());
         let mut parts = Vec::new();
         let mut first_row = 0;
         for part in &self.parts {
@@ -302,11 +303,11 @@ impl<B: Backend> QinsTensor<B> {
                 continue;
             }
             let own = own.start - part.first_row..own.end - part.first_row;
-            let codes = |i| cut(part.plane(planes, i), part.rows, &own, 0, sizes(Format::code_bytes, 0));
+            let codes = |i| cut(part.plane(planes, i), part.rows, &own, 0, sizes(&|cols| format.code_bytes(cols), 0));
             let codes = join::<B>((0..planes).map(codes).collect());
             let scales = match format.is_raw() {
                 true => part.scales.clone(),
-                false => cut(part.scales.clone(), part.rows, &own, base, sizes(Format::scale_bytes, base)),
+                false => cut(part.scales.clone(), part.rows, &own, base, sizes(&scale_bytes, base)),
             };
             parts.push(Part { codes, scales, first_row, rows: own.len() });
             first_row += own.len();
@@ -340,7 +341,7 @@ impl<B: Backend> QinsTensor<B> {
         let codes = join::<B>((0..planes).map(codes).collect());
         let scales = match format.is_raw() {
             true => self.parts[0].scales.clone(),
-            false => gather(&|part| part.scales.clone(), format.scale_bytes(cols)),
+            false => gather(&|part| part.scales.clone(), header.scale_bytes_of_row()),
         };
         let parts = vec![Part::whole(&chosen, codes, scales)];
         let decoder = Decoder::new(chosen).ok()?;

@@ -18,6 +18,18 @@ pub struct Deviation {
     pub mean_relative_error: f64,
     /// Largest `|w - d| / |w|` over the same weights.
     pub max_relative_error: f64,
+    /// The row of least signal to noise, of those in which anything differs; the first of several. `None` where nothing differs.
+    pub worst_row: Option<WorstRow>,
+}
+
+/// A row and its signal to quantization noise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct WorstRow {
+    /// Counted from 0, along `out`.
+    pub row: usize,
+    /// Minus infinity for a row of zeros that were decoded to something else.
+    pub sqnr_db: f64,
 }
 
 impl Deviation {
@@ -40,16 +52,20 @@ impl Deviation {
                 },
             )
             .collect();
+        let differing =
+            sums.iter().enumerate().filter_map(|(row, sums)| Some(WorstRow { row, sqnr_db: sums.sqnr_db()? }));
+        let worst_row = differing.min_by(|a, b| a.sqnr_db.total_cmp(&b.sqnr_db));
         // In row order: the same sum for any number of threads.
         let sums = sums.into_iter().fold(Sums::default(), Sums::join);
         let mean = |sum: f64| if rows * cols > 0 { sum / (rows * cols) as f64 } else { 0.0 };
         Self {
-            sqnr_db: (sums.noise > 0.0).then(|| 10.0 * (sums.signal / sums.noise).log10()),
+            sqnr_db: sums.sqnr_db(),
             max_abs_error: sums.largest,
             rmse: mean(sums.noise).sqrt(),
             rms: mean(sums.signal).sqrt(),
             mean_relative_error: if sums.counted > 0.0 { sums.relative / sums.counted } else { 0.0 },
             max_relative_error: sums.largest_relative,
+            worst_row,
         }
     }
 }
@@ -67,6 +83,10 @@ struct Sums {
 }
 
 impl Sums {
+    fn sqnr_db(&self) -> Option<f64> {
+        (self.noise > 0.0).then(|| 10.0 * (self.signal / self.noise).log10())
+    }
+
     /// Of the weight `w` decoded as `d`.
     fn of(d: f64, w: f64) -> Self {
         let off = (d - w).abs();

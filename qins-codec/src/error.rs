@@ -57,6 +57,9 @@ pub enum HeaderError {
     /// The shape of the law must be finite and not negative.
     #[error("projective shape k = {0} is not a finite number of at least 0")]
     Shape(f64),
+    /// Rows of the format always have bases of their own, or never.
+    #[error("rows of {0} cannot be told to have bases of their own")]
+    RowBases(Format),
 }
 
 /// Why buffers cannot hold the matrix that a header describes.

@@ -116,6 +116,11 @@ impl Format {
         self.law() == Law::Raw
     }
 
+    /// Whether rows may have bases of their own, and need not ([`Header::row_bases`](crate::Header::row_bases)).
+    pub fn allows_row_bases(self) -> bool {
+        !matches!(self.law(), Law::Shaped | Law::Raw)
+    }
+
     /// Bits of one code, of each of its [`planes`](Self::planes).
     pub fn code_bits(self) -> usize {
         self.properties().code_bits
@@ -164,19 +169,14 @@ impl Format {
         (cols * self.code_bits()).div_ceil(8).next_multiple_of(4 * self.unit_words())
     }
 
-    /// Bytes before the scale codes of a row: its own base, an f32, where rows have one.
-    pub fn base_bytes(self) -> usize {
-        if self.law() == Law::Shaped { size_of::<f32>() } else { 0 }
+    /// Tables of which each group chooses one.
+    pub fn tables(self) -> usize {
+        if self.law() == Law::Shaped { 4 } else { 1 }
     }
 
-    /// Bytes of the base and the scale codes of a row of `cols` weights.
-    pub fn scale_bytes(self, cols: usize) -> usize {
-        self.base_bytes() + self.groups(cols)
-    }
-
-    /// Which of the decoder's tables a scale code chooses.
+    /// Which of the decoder's [tables](Self::tables) a scale code chooses.
     pub fn shape(self, scale_code: u8) -> usize {
-        if self.law() == Law::Shaped { usize::from(scale_code & 3) } else { 0 }
+        usize::from(scale_code) & (self.tables() - 1)
     }
 
     pub(crate) fn names() -> String {

@@ -5,10 +5,10 @@
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
+    bases::{Bases, base_of_decoded_row, base_of_row, squares, survey},
     error::EncodeError,
     projective::{K_GRID, law},
-    scale::{ZERO_GROUP, base_for, scale},
-    signed::largest_magnitude,
+    scale::{ZERO_GROUP, scale},
     weights::sample_rows,
 };
 use rayon::prelude::*;
@@ -86,45 +86,57 @@ impl Planes {
 /// the cells beneath are about as good.
 pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     let (rows, cols) = (weights.rows(), weights.cols());
-    let base = base_for(largest_magnitude(weights)?);
+    let Bases { base, by_row: row_bases } = Bases::of(&survey(format, weights)?);
+    let header = Header { format, rows, cols, base, k: 0.0, row_bases };
     let sample = sample_rows(weights, SAMPLE);
     let error = |k| {
-        let encoder = Encoder { planes: Planes::new(format, k), judged: Planes::new(format.at_depth(1), k), base };
-        let rows = sample.chunks_exact(cols.max(1));
-        rows.flat_map(|row| row.chunks(GROUP)).map(|group| encoder.scale_code(group).1).sum::<f64>()
+        let encoder = Encoder { planes: Planes::new(format, k), judged: Planes::new(format.at_depth(1), k) };
+        let groups = sample.chunks_exact(cols.max(1)).flat_map(|row| {
+            let base = base_of_row(&header, row);
+            // Where rows have bases of their own, errors count by what they are of their row.
+            let unit = if row_bases { 1.0 / squares(row, 1.0) } else { 1.0 };
+            row.chunks(GROUP).map(move |group| (group, base, unit))
+        });
+        groups.map(|(group, base, unit)| encoder.scale_code(group, base).1 * unit).sum::<f64>()
     };
     let errors = K_GRID.map(|k| (k, error(k)));
     let (k, _) = errors.into_iter().min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("the grid is not empty");
-    encode_rows(Header { format, rows, cols, base, k }, 1, weights)
+    encode_rows(Header { k, ..header }, 1, weights)
 }
 
 /// Encodes with constants already chosen, by the error of all planes: weights decoded with them find their codes again.
 pub(crate) fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
-    largest_magnitude(weights)?;
+    survey(header.format, weights)?;
     encode_rows(header, header.format.planes(), weights)
 }
 
 fn encode_rows(header: Header, judged_at: usize, weights: &impl Weights) -> Result<Encoded, EncodeError> {
-    let Header { format, rows, cols, base, k } = header;
+    let Header { format, rows, cols, k, .. } = header;
     let decoder = Decoder::new(header)?;
     let (mut codes, mut scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
     if rows * cols == 0 {
         return Ok(Encoded { decoder, codes, scales });
     }
     let [all, judged] = [format, format.at_depth(judged_at)].map(|format| Planes::new(format, k));
-    let encoder = Encoder { planes: all, judged, base };
+    let encoder = Encoder { planes: all, judged };
     let row_bytes = format.code_bytes(cols);
     // Of each row, its codes in every plane.
     let mut of_rows: Vec<Vec<&mut [u8]>> = (0..rows).map(|_| Vec::with_capacity(format.planes())).collect();
     for plane in codes.chunks_exact_mut(rows * row_bytes) {
         of_rows.iter_mut().zip(plane.chunks_exact_mut(row_bytes)).for_each(|(row, codes)| row.push(codes));
     }
-    let of_rows = of_rows.par_iter_mut().zip(scales.par_chunks_exact_mut(format.scale_bytes(cols)));
+    let of_rows = of_rows.par_iter_mut().zip(scales.par_chunks_exact_mut(header.scale_bytes_of_row()));
     of_rows.enumerate().for_each_init(
         || vec![0.0; cols],
         |buffer, (row, (planes, scales))| {
             weights.read_row(row, buffer);
-            encoder.row(buffer, planes, scales);
+            let base = match judged_at == format.planes() {
+                true => base_of_decoded_row(&header, buffer, |base| encoder.row_error(buffer, base)),
+                false => base_of_row(&header, buffer),
+            };
+            let (own, scales) = scales.split_at_mut(header.base_bytes());
+            own.copy_from_slice(&base.to_le_bytes()[..own.len()]);
+            encoder.row(buffer, base, planes, scales);
         },
     );
     Ok(Encoded { decoder, codes, scales })
@@ -134,17 +146,20 @@ struct Encoder {
     planes: Planes,
     /// Those by which scales are chosen: of fewer planes, or the same.
     judged: Planes,
-    base: f32,
 }
 
 impl Encoder {
     /// Writes the codes of a row in every plane, and its scale codes.
-    fn row(&self, row: &[f32], planes: &mut [&mut [u8]], scale_codes: &mut [u8]) {
+    fn row(&self, row: &[f32], base: f32, planes: &mut [&mut [u8]], scale_codes: &mut [u8]) {
         for (i, (group, scale_code)) in row.chunks(GROUP).zip(scale_codes).enumerate() {
-            (*scale_code, _) = self.scale_code(group);
-            let s = f64::from(scale(self.base, *scale_code));
+            (*scale_code, _) = self.scale_code(group, base);
+            let s = f64::from(scale(base, *scale_code));
             for (j, &w) in group.iter().enumerate() {
-                let cell = if s > 0.0 { self.planes.cell(f64::from(w.abs()) / s) } else { 0 };
+                let mut cell = if s > 0.0 { self.planes.cell(f64::from(w.abs()) / s) } else { 0 };
+                // The centre of the cell of the largest numbers may lie beyond them.
+                while s * self.planes.value(cell) > f64::from(f32::MAX) {
+                    cell += 1;
+                }
                 for (plane, codes) in planes.iter_mut().enumerate() {
                     codes[i * GROUP + j] = (cell >> (8 * (self.planes.count - 1 - plane))) as u8;
                 }
@@ -153,8 +168,13 @@ impl Encoder {
         }
     }
 
+    /// The squared error of a row with its best scale codes.
+    fn row_error(&self, row: &[f32], base: f32) -> f64 {
+        row.chunks(GROUP).map(|group| self.scale_code(group, base).1).sum()
+    }
+
     /// The scale code of least squared error near the last that covers the group, and that error.
-    fn scale_code(&self, group: &[f32]) -> (u8, f64) {
+    fn scale_code(&self, group: &[f32], base: f32) -> (u8, f64) {
         let largest = group.iter().fold(0f32, |largest, w| largest.max(w.abs()));
         let zeros = (ZERO_GROUP, group.iter().map(|&w| f64::from(w).powi(2)).sum());
         if largest == 0.0 {
@@ -164,14 +184,14 @@ impl Encoder {
         let (mut covering, mut end) = (0u8, ZERO_GROUP);
         while covering < end {
             let middle = covering + (end - covering) / 2;
-            if scale(self.base, middle) >= largest { covering = middle + 1 } else { end = middle }
+            if scale(base, middle) >= largest { covering = middle + 1 } else { end = middle }
         }
         // The last three of those; and those next to them, where the cells that are judged show what is cut off, for
         // decoding moves the largest weight a little.
         let shows = u8::from(self.judged.count == self.planes.count);
         let last = covering.saturating_add(shows).saturating_sub(1).min(ZERO_GROUP - 1);
         let near = last.saturating_sub(2 + 2 * shows)..=last;
-        let errors = near.map(|code| (code, self.error(group, scale(self.base, code))));
+        let errors = near.map(|code| (code, self.error(group, scale(base, code))));
         errors.chain([zeros]).min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("zeros at least")
     }
 

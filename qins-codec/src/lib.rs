@@ -18,6 +18,7 @@
 //! The decode rules are normative: a decoded weight is `f32(scale * table entry)`, the same bits on every machine.
 //! This crate knows no tensor framework and no file.
 
+mod bases;
 mod cells;
 mod deviation;
 mod dispatch;
@@ -41,7 +42,8 @@ mod weights;
 
 use format::Law;
 
-pub use deviation::Deviation;
+pub use bases::needs_row_bases;
+pub use deviation::{Deviation, WorstRow};
 pub use dispatch::Level;
 pub use error::{EncodeError, HeaderError, LayoutError, UnknownFormat, UnknownLevel};
 pub use format::Format;

@@ -43,7 +43,12 @@ impl Matrix<'_> {
     pub fn matmul_at(&self, level: Level, x: &[f32], m: usize) -> Vec<f32> {
         assert!(level.is_supported(), "this processor lacks {}", level.name());
         let (rows, cols) = (self.header().rows, self.header().cols);
-        assert_eq!(x.len(), m * cols, "{m} inputs of {cols} values expected");
+        assert_eq!(
+            Some(x.len()),
+            m.checked_mul(cols),
+            "{m} inputs of {cols} values expected, {} values found",
+            x.len()
+        );
         if m == 0 || rows == 0 || cols == 0 {
             return vec![0.0; rows * m];
         }

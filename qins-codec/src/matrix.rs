@@ -19,10 +19,13 @@ pub struct Header {
     pub rows: usize,
     /// Columns, along `in`.
     pub cols: usize,
-    /// Scale of scale code 0: one step above the largest magnitude. Not used where every row has its own.
+    /// Scale of scale code 0: one step above the largest magnitude. Where rows have bases of their own, none is larger.
     pub base: f32,
     /// Shape of the projective law, or octaves of the logarithmic one.
     pub k: f64,
+    /// Whether every row has a base of its own although the format does not ask for it: encoders choose that where some
+    /// groups lie too far below `base` for a scale code. Rows of 6 bits and less always have one, and this is false.
+    pub row_bases: bool,
 }
 
 impl Header {
@@ -42,7 +45,20 @@ impl Header {
         if !(self.k.is_finite() && self.k >= 0.0) {
             return Err(HeaderError::Shape(self.k));
         }
+        if self.row_bases && !self.format.allows_row_bases() {
+            return Err(HeaderError::RowBases(self.format));
+        }
         Ok(())
+    }
+
+    /// Bytes before the scale codes of a row: its base, an f32, where rows have one of their own.
+    pub fn base_bytes(&self) -> usize {
+        if self.row_bases || self.format.law() == Law::Shaped { size_of::<f32>() } else { 0 }
+    }
+
+    /// Bytes of the base and the scale codes of a row.
+    pub fn scale_bytes_of_row(&self) -> usize {
+        self.base_bytes() + self.format.groups(self.cols)
     }
 
     /// Bytes of all codes.
@@ -50,9 +66,9 @@ impl Header {
         self.format.planes() * self.rows * self.format.code_bytes(self.cols)
     }
 
-    /// Bytes of all scale codes.
+    /// Bytes of all scale codes, and of the bases of rows.
     pub fn scale_bytes(&self) -> usize {
-        self.rows * self.format.scale_bytes(self.cols)
+        self.rows * self.scale_bytes_of_row()
     }
 
     /// Stored bits a weight, padding and constants included; 0 for an empty matrix.
@@ -88,7 +104,7 @@ impl Encoded {
         &self.codes
     }
 
-    /// Scale codes, row after row.
+    /// Scale codes, row after row, after each row's base where it has one.
     pub fn scales(&self) -> &[u8] {
         &self.scales
     }
@@ -124,7 +140,7 @@ impl Decoder {
         };
         let scales = Box::new(std::array::from_fn(|code| match header.format.law() {
             Law::Shaped => shaped::relative_scale(code as u8),
-            _ => scale(header.base, code as u8),
+            _ => scale(if header.row_bases { 1.0 } else { header.base }, code as u8),
         }));
         Ok(Self { header, values, scales })
     }
@@ -144,7 +160,7 @@ impl Decoder {
     }
 
     /// The f32 scale of every scale code, as a multiple of the row's base where rows have one
-    /// ([`Format::base_bytes`]); without meaning where the format has no scales.
+    /// ([`Header::base_bytes`]); without meaning where the format has no scales.
     pub fn scales(&self) -> &[f32; 256] {
         &self.scales
     }
@@ -195,8 +211,8 @@ impl<'a> Matrix<'a> {
 
     /// The base that a row has of its own; else 1.
     pub(crate) fn base(&self, row: usize) -> f32 {
-        let Header { format, cols, .. } = self.decoder.header;
-        let bytes = &self.scales[row * format.scale_bytes(cols)..][..format.base_bytes()];
+        let header = &self.decoder.header;
+        let bytes = &self.scales[row * header.scale_bytes_of_row()..][..header.base_bytes()];
         bytes.try_into().map_or(1.0, f32::from_le_bytes)
     }
 
@@ -214,8 +230,9 @@ impl<'a> Matrix<'a> {
     /// Decodes a part of a row: as many columns as `out` is long, from `first` on, which starts a group and a byte.
     #[inline(always)]
     pub(crate) fn decode_columns(&self, row: usize, first: usize, out: &mut [f32]) {
-        let Header { format, rows, cols, .. } = self.decoder.header;
-        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let header = &self.decoder.header;
+        let Header { format, rows, cols, k, .. } = *header;
+        let (code_bytes, scale_bytes) = (format.code_bytes(cols), header.scale_bytes_of_row());
         let codes = |plane: usize| {
             let of_row = &self.codes[(plane * rows + row) * code_bytes..][..code_bytes];
             &of_row[first * format.code_bits() / 8..]
@@ -224,9 +241,8 @@ impl<'a> Matrix<'a> {
             return raw::decode(format, codes(0), out);
         }
         let base = self.base(row);
-        let scales = &self.scales[row * scale_bytes..][..scale_bytes][format.base_bytes() + first / format.group()..];
-        let of_scales = || scales.iter().map(|&code| self.decoder.scales[usize::from(code)]);
-        let k = self.decoder.header.k;
+        let scales = &self.scales[row * scale_bytes..][..scale_bytes][header.base_bytes() + first / format.group()..];
+        let of_scales = || scales.iter().map(|&code| base * self.decoder.scales[usize::from(code)]);
         match format.planes() {
             1 => {}
             2 => return Planes::new(format, k).decode([codes(0), codes(1)], of_scales(), out),

@@ -42,7 +42,7 @@ pub(crate) fn decode(format: Format, codes: &[u8], out: &mut [f32]) {
 /// Rounds to the nearest; exact for weights that are of the format already.
 pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
     let (rows, cols) = (weights.rows(), weights.cols());
-    let decoder = Decoder::new(Header { format, rows, cols, base: 1.0, k: 0.0 })?;
+    let decoder = Decoder::new(Header { format, rows, cols, base: 1.0, k: 0.0, row_bases: false })?;
     let row_bytes = format.code_bytes(cols);
     let mut codes = vec![0; decoder.header().code_bytes()];
     if cols == 0 {

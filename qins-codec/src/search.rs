@@ -3,9 +3,10 @@
 
 use crate::{
     Format, Header,
+    bases::{Bases, RowMagnitudes, row_base},
     format::Law,
     raw,
-    scale::{ZERO_GROUP, base_for, relative_scale},
+    scale::{ZERO_GROUP, relative_scale},
     shaped, signed,
 };
 
@@ -43,14 +44,16 @@ pub struct Search {
 }
 
 impl Search {
-    /// For a matrix with these largest magnitudes in its rows, and rows of it that are sampled as
+    /// For a matrix of whose rows these are the largest magnitudes, and the least of the largest magnitudes of a row's groups
+    /// that are not zeros (infinite where all are); and rows of it that are sampled as
     /// [`sample_rows`](crate::sample_rows) samples [`SAMPLE`] weights, if they are asked for. `None` where only the host
-    /// encodes: weights that are no numbers, too large for the format or all too close to zero, an empty matrix, and codes of
+    /// encodes: weights that are no numbers, too large for the format or too close to zero, an empty matrix, and codes of
     /// several planes, which are searched in f64.
     pub fn new(
         format: Format,
         [rows, cols]: [usize; 2],
         row_largest: &[f32],
+        row_least: &[f32],
         sample: impl FnOnce() -> Vec<f32>,
     ) -> Option<Self> {
         // By bits: those of infinity and NaN are above those of every number.
@@ -59,21 +62,33 @@ impl Search {
             return None;
         }
         let is_small = |magnitude: f32, least: f32| magnitude > 0.0 && magnitude < least;
-        let header = |base, k| Header { format, rows, cols, base, k };
+        let header = |base, row_bases| Header { format, rows, cols, base, k: 0.0, row_bases };
         let (header, bases, tables, length) = match format.law() {
-            Law::Raw if raw::is_in_range(format, largest) => (header(1.0, 0.0), vec![1.0], vec![0.0], 0),
+            Law::Raw if raw::is_in_range(format, largest) => (header(1.0, false), vec![1.0], vec![0.0], 0),
             Law::Shaped if !row_largest.iter().any(|&row| is_small(row, LEAST_OF_ROW)) => {
                 let bases = row_largest.iter().map(|&row| shaped::base_for(row)).collect();
-                (header(1.0, 0.0), bases, shaped::search_tables(format), 0)
+                (header(1.0, false), bases, shaped::search_tables(format), 0)
             }
             Law::Projective | Law::Logarithmic | Law::Linear if !is_small(largest, LEAST) => {
-                let base = base_for(largest);
+                let row = |(&largest, &least_of_groups)| RowMagnitudes { largest, least_of_groups };
+                let Bases { base, by_row } = Bases::of(&row_largest.iter().zip(row_least).map(row).collect::<Vec<_>>());
+                // Groups of subnormal numbers alone would be zeros there.
+                let are_small = row_largest.iter().any(|&row| is_small(row, LEAST_OF_ROW))
+                    || row_least.iter().any(|&group| group < f32::MIN_POSITIVE);
+                if by_row && are_small {
+                    return None;
+                }
                 let sample = if format.law() == Law::Linear { Vec::new() } else { sample() };
-                let header = header(base, signed::best_k(format, &sample, cols, base));
+                let header = header(base, by_row);
+                let header = Header { k: signed::best_k(&header, &sample), ..header };
                 let scales = (0..=ZERO_GROUP).map(|code| if code < ZERO_GROUP { relative_scale(code) } else { 0.0 });
                 let mut tables: Vec<f32> = scales.collect();
                 let length = signed::search_tables(&header, &mut tables)?;
-                (header, vec![if base > 0.0 { base } else { 1.0 }], tables, length)
+                let bases = match by_row {
+                    true => row_largest.iter().map(|&largest| row_base(base, largest)).collect(),
+                    false => vec![if base > 0.0 { base } else { 1.0 }],
+                };
+                (header, bases, tables, length)
             }
             _ => return None,
         };

@@ -137,9 +137,10 @@ pub(crate) fn encode_again(format: Format, weights: &impl Weights) -> Result<Enc
 
 fn encode_rows(format: Format, weights: &impl Weights, search: Search) -> Result<Encoded, EncodeError> {
     let (rows, cols) = (weights.rows(), weights.cols());
-    let decoder = Decoder::new(Header { format, rows, cols, base: 1.0, k: 0.0 })?;
-    let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
-    let (mut codes, mut scales) = (vec![0; decoder.header().code_bytes()], vec![0; decoder.header().scale_bytes()]);
+    let header = Header { format, rows, cols, base: 1.0, k: 0.0, row_bases: false };
+    let decoder = Decoder::new(header)?;
+    let (code_bytes, scale_bytes) = (format.code_bytes(cols), header.scale_bytes_of_row());
+    let (mut codes, mut scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
     if cols == 0 {
         return Ok(Encoded { decoder, codes, scales });
     }

@@ -2,14 +2,14 @@
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
+    bases::{Bases, base_of_decoded_row, base_of_row, squares, survey},
     cells::{Bins, Cells, Group, LANES, Moebius, best_scale},
     dispatch::{Kernel, Level},
     error::EncodeError,
     format::Law,
-    magnitude,
     pack::pack,
     projective::{K_GRID, Nearest, OCTAVES, linear_table, logarithmic_table, projective_table},
-    scale::{ZERO_GROUP, base_for},
+    scale::ZERO_GROUP,
     search::SAMPLE,
     weights::sample_rows,
 };
@@ -60,47 +60,46 @@ fn code(format: Format, magnitude: u16, negative: bool) -> u16 {
 
 /// Encodes with the `k` of [`K_GRID`], or the octaves of [`OCTAVES`], of least squared error.
 pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, EncodeError> {
-    let base = base_for(largest_magnitude(weights)?);
-    let k = best_k(format, &sample_rows(weights, SAMPLE), weights.cols(), base);
-    encode_rows(Header { format, rows: weights.rows(), cols: weights.cols(), base, k }, weights, REACH)
+    let Bases { base, by_row: row_bases } = Bases::of(&survey(format, weights)?);
+    let header = Header { format, rows: weights.rows(), cols: weights.cols(), base, k: 0.0, row_bases };
+    let k = best_k(&header, &sample_rows(weights, SAMPLE));
+    encode_rows(Header { k, ..header }, weights, REACH)
 }
 
 /// Encodes with constants already chosen.
 pub(crate) fn encode_with(header: Header, weights: &impl Weights) -> Result<Encoded, EncodeError> {
-    largest_magnitude(weights)?;
+    survey(header.format, weights)?;
     encode_rows(header, weights, REACH_AGAIN)
 }
 
 fn encode_rows(header: Header, weights: &impl Weights, reach: &'static [i32]) -> Result<Encoded, EncodeError> {
     let decoder = Decoder::new(header)?;
-    let (code_bytes, scale_bytes) = (header.format.code_bytes(header.cols), header.format.scale_bytes(header.cols));
+    let (code_bytes, scale_bytes) = (header.format.code_bytes(header.cols), header.scale_bytes_of_row());
     let (mut codes, mut scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
     if header.cols > 0 {
-        let encoder = Encoder::new(header.format, header.base, header.k, reach);
+        let encoder = Encoder::new(header.format, header.k, reach);
+        let may_be_decoded = reach != REACH;
         codes.par_chunks_exact_mut(code_bytes).zip(scales.par_chunks_exact_mut(scale_bytes)).enumerate().for_each_init(
             || vec![0.0; header.cols],
             |buffer, (row, (codes, scales))| {
                 weights.read_row(row, buffer);
-                encoder.row(buffer, Some((codes, scales)));
+                let error = |base: f32| encoder.row(buffer, base, None) * f64::from(base).powi(2);
+                let base = match may_be_decoded {
+                    true => base_of_decoded_row(&header, buffer, error),
+                    false => base_of_row(&header, buffer),
+                };
+                let (own, scales) = scales.split_at_mut(header.base_bytes());
+                own.copy_from_slice(&base.to_le_bytes()[..own.len()]);
+                encoder.row(buffer, base, Some((codes, scales)));
             },
         );
     }
     Ok(Encoded { decoder, codes, scales })
 }
 
-pub(crate) fn largest_magnitude(weights: &impl Weights) -> Result<f32, EncodeError> {
-    let row_largest = |buffer: &mut Vec<f32>, row| {
-        weights.read_row(row, buffer);
-        magnitude::largest_magnitude(row, buffer)
-    };
-    let rows: Vec<_> =
-        (0..weights.rows()).into_par_iter().map_init(|| vec![0.0; weights.cols()], row_largest).collect();
-    // In row order, so that the first bad weight is reported whatever the threads did.
-    rows.into_iter().try_fold(0f32, |largest, row| Ok(largest.max(row?)))
-}
-
-/// By rows of `cols` weights.
-pub(crate) fn best_k(format: Format, sample: &[f32], cols: usize, base: f32) -> f64 {
+/// By sampled rows; the header's own `k` is not looked at.
+pub(crate) fn best_k(header: &Header, sample: &[f32]) -> f64 {
+    let Header { format, cols, .. } = *header;
     let grid: &[f64] = match format.law() {
         Law::Logarithmic => &OCTAVES,
         Law::Linear => return 0.0,
@@ -109,8 +108,14 @@ pub(crate) fn best_k(format: Format, sample: &[f32], cols: usize, base: f32) -> 
     let errors: Vec<f64> = grid
         .par_iter()
         .map(|&k| {
-            let encoder = Encoder::new(format, base, k, REACH);
-            sample.chunks_exact(cols.max(1)).map(|row| encoder.row(row, None)).sum()
+            let encoder = Encoder::new(format, k, REACH);
+            let error = |row: &[f32]| {
+                let base = base_of_row(header, row);
+                let error = encoder.row(row, base, None);
+                // Where rows have bases of their own, errors count by what they are of their row.
+                if header.row_bases { error / squares(row, base) } else { error }
+            };
+            sample.chunks_exact(cols.max(1)).map(error).sum()
         })
         .collect();
     let best = (0..grid.len()).min_by(|&a, &b| errors[a].total_cmp(&errors[b])).expect("the grid is not empty");
@@ -120,7 +125,6 @@ pub(crate) fn best_k(format: Format, sample: &[f32], cols: usize, base: f32) -> 
 /// Encodes rows with fixed constants. Works on `|w|/base`, so that no square overflows or vanishes.
 struct Encoder {
     format: Format,
-    base: f32,
     cells: Table,
     reach: &'static [i32],
     level: Level,
@@ -134,7 +138,7 @@ enum Table {
 }
 
 impl Encoder {
-    fn new(format: Format, base: f32, k: f64, reach: &'static [i32]) -> Self {
+    fn new(format: Format, k: f64, reach: &'static [i32]) -> Self {
         let table = &magnitudes(format, k)[..];
         let cells = match (Bins::new(table), format.law()) {
             (Some(bins), _) => Table::Bins(bins),
@@ -142,19 +146,19 @@ impl Encoder {
             (None, Law::Projective) if half(format) == 2048 && k < 1e15 => Table::Moebius(Moebius::new(table, k)),
             (None, law) => Table::Any(Nearest::new(law, half(format), k)),
         };
-        Self { format, base, cells, reach, level: Level::current() }
+        Self { format, cells, reach, level: Level::current() }
     }
 
     /// Writes codes and scale codes of one row if they are wanted; returns its squared error in units of the base.
-    fn row(&self, row: &[f32], out: Option<(&mut [u8], &mut [u8])>) -> f64 {
-        self.level.run(EncodeRow { encoder: self, row, out })
+    fn row(&self, row: &[f32], base: f32, out: Option<(&mut [u8], &mut [u8])>) -> f64 {
+        self.level.run(EncodeRow { encoder: self, row, base, out })
     }
 }
 
 /// Adds what an encoder outside the host's memory needs after the scales (`search.rs`); gives the entries of a phase. `None` for
 /// constants that no encoder chooses.
 pub(crate) fn search_tables(header: &Header, tables: &mut Vec<f32>) -> Option<usize> {
-    match Encoder::new(header.format, header.base, header.k, REACH).cells {
+    match Encoder::new(header.format, header.k, REACH).cells {
         Table::Bins(bins) => Some(bins.append_to(tables)),
         Table::Moebius(moebius) => {
             moebius.append_to(tables);
@@ -167,6 +171,7 @@ pub(crate) fn search_tables(header: &Header, tables: &mut Vec<f32>) -> Option<us
 struct EncodeRow<'a> {
     encoder: &'a Encoder,
     row: &'a [f32],
+    base: f32,
     out: Option<(&'a mut [u8], &'a mut [u8])>,
 }
 
@@ -191,7 +196,7 @@ impl Kernel for EncodeRow<'_> {
 impl EncodeRow<'_> {
     #[inline(always)]
     fn with<C: Cells, const N: usize, const BITS: usize>(self, cells: &C) -> f64 {
-        let Encoder { format, base, reach, .. } = *self.encoder;
+        let (&Encoder { format, reach, .. }, base) = (self.encoder, self.base);
         let (mut codes, scales) = match self.out {
             Some((codes, scales)) => (Some(codes), scales),
             None => (None, &mut [][..]),

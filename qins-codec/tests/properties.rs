@@ -52,7 +52,8 @@ fn q8_reaches_46_3_db_on_bell_shaped_weights() {
 
 #[test]
 fn q8_takes_8_25_bits_and_a_row_tail_at_most_three_bytes() {
-    let bits = |rows, cols| Header { format: Format::Q8, rows, cols, base: 1.0, k: 0.5 }.bits_per_weight();
+    let bits =
+        |rows, cols| Header { format: Format::Q8, rows, cols, base: 1.0, k: 0.5, row_bases: false }.bits_per_weight();
     assert!((bits(3072, 8192) - 8.25).abs() < 1e-4);
     assert!(bits(64, 172) < 8.30);
 }
@@ -61,7 +62,7 @@ fn q8_takes_8_25_bits_and_a_row_tail_at_most_three_bytes() {
 fn decoding_follows_the_formula() {
     // Every code at a sweep of scale codes, against the closed form of the law rounded to bf16.
     let k = 0.7;
-    let header = Header { format: Format::Q8, rows: 256, cols: 256, base: 0.37, k };
+    let header = Header { format: Format::Q8, rows: 256, cols: 256, base: 0.37, k, row_bases: false };
     let decoder = Decoder::new(header).unwrap();
     let codes: Vec<u8> = (0..256 * 256).map(|i| (i % 256) as u8).collect();
     let scales: Vec<u8> = (0..256 * 8).map(|i| (i / 8) as u8).collect();
@@ -85,7 +86,7 @@ fn weights_that_are_not_finite_are_named() {
         weights[3 * 40 + 17] = value;
         weights[4 * 40] = f32::NAN;
         let weights = Slice::new(&weights, 5, 40);
-        let header = Header { format: Format::Q8, rows: 5, cols: 40, base: 1.0, k: 0.5 };
+        let header = Header { format: Format::Q8, rows: 5, cols: 40, base: 1.0, k: 0.5, row_bases: false };
         for result in [encode(Format::Q8, &weights), encode_with(header, &weights)] {
             match result {
                 Err(EncodeError::NotFinite { row: 3, col: 17, value: found }) => {
@@ -127,7 +128,7 @@ fn sixteen_bit_floats_are_rounded_to_the_nearest_and_kept_bit_for_bit() {
 
 #[test]
 fn illegal_headers_are_refused() {
-    let header = Header { format: Format::Q8, rows: 2, cols: 3, base: 1.0, k: 0.5 };
+    let header = Header { format: Format::Q8, rows: 2, cols: 3, base: 1.0, k: 0.5, row_bases: false };
     let error = |h| Decoder::new(h).unwrap_err();
     assert!(matches!(error(Header { rows: usize::MAX, ..header }), HeaderError::TooLarge { .. }));
     assert!(matches!(error(Header { cols: usize::MAX, ..header }), HeaderError::TooLarge { .. }));
@@ -315,7 +316,7 @@ fn formats_take_the_bits_of_their_names_and_lose_what_they_must() {
 
 #[test]
 fn equal_steps_are_equal() {
-    let header = Header { format: Format::Lin8, rows: 1, cols: 256, base: 3.0, k: 0.0 };
+    let header = Header { format: Format::Lin8, rows: 1, cols: 256, base: 3.0, k: 0.0, row_bases: false };
     let codes: Vec<u8> = (0..=255).collect();
     let decoder = Decoder::new(header).unwrap();
     let decoded = decoder.matrix(&codes, &vec![0; header.scale_bytes()]).unwrap().decode();
@@ -371,14 +372,16 @@ proptest! {
         let decoded = encoded.matrix().decode();
         prop_assert_eq!(decoded.len(), weights.len());
         // A cell of the widest law (k = 2) is 3/128 of the scale at its top; the search may clip the largest a little.
-        let groups = header.format.groups(cols);
+        let scales_of_row = |row: usize| &encoded.scales()[row * header.scale_bytes_of_row()..][..header.scale_bytes_of_row()];
         for (i, (&w, &d)) in weights.iter().zip(&decoded).enumerate() {
-            let code = encoded.scales()[i / cols * groups + i % cols / 32];
-            let s = scale(header.base, code);
+            let (own, codes) = scales_of_row(i / cols).split_at(header.base_bytes());
+            let base = own.try_into().map_or(header.base, f32::from_le_bytes);
+            let code = codes[i % cols / 32];
+            let s = scale(base, code);
             prop_assert!(d.is_finite());
             if code == ZERO_GROUP {
                 prop_assert_eq!(d, 0.0);
-                prop_assert!(w.abs() <= header.base * 1e-30, "{} became zero under base {}", w, header.base);
+                prop_assert!(w.abs() <= base * 1e-30, "{} became zero under base {}", w, base);
             } else {
                 prop_assert!((w - d).abs() <= s * 0.16 + f32::MIN_POSITIVE, "{} became {} at scale {}", w, d, s);
             }
@@ -434,13 +437,14 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_decode(format in any_format(), rows in 0usize..5, cols in 0usize..70, bytes in prop::collection::vec(any::<u8>(), 1000)) {
-        let header = Header { format, rows, cols, base: 1.0, k: 0.4 };
+    fn any_bytes_decode(format in any_format(), row_bases in any::<bool>(), rows in 0usize..5, cols in 0usize..70, bytes in prop::collection::vec(any::<u8>(), 1000)) {
+        let header = Header { format, rows, cols, base: 1.0, k: 0.4, row_bases };
+        prop_assume!(header.validate().is_ok());
         let decoder = Decoder::new(header).unwrap();
         let matrix = decoder.matrix(&bytes[..header.code_bytes()], &bytes[1000 - header.scale_bytes()..]).unwrap();
         let decoded = matrix.decode();
         prop_assert_eq!(decoded.len(), rows * cols);
         // Where the bytes hold no float themselves.
-        prop_assert!(format.is_raw() || format.base_bytes() > 0 || decoded.iter().all(|w| w.is_finite()));
+        prop_assert!(format.is_raw() || header.base_bytes() > 0 || decoded.iter().all(|w| w.is_finite()));
     }
 }

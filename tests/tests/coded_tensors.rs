@@ -423,7 +423,7 @@ mod foreign_bytes {
             bytes[at..at + with.len()].copy_from_slice(with);
             load(TensorData::from_bytes_vec(bytes, [3, 40], data().dtype))
         };
-        assert_eq!(change(4, &[9]), "QINS data of version 9: this program reads version 1");
+        assert_eq!(change(4, &[9]), "QINS data of version 9: this program reads versions 1 and 2");
         assert_eq!(change(0, b"GGUF"), "expected a QINS header, found other bytes");
         assert!(change(6, b"q99\0\0\0\0\0").contains("unknown format `q99`"));
         assert!(change(14, &u64::MAX.to_le_bytes()).contains("too large"));

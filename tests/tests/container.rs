@@ -273,10 +273,10 @@ const WEIGHT: &str = "model.layers.0.mlp.down_proj.weight";
 
 #[test]
 fn another_version_is_refused_by_its_number() {
-    for version in [0, 2, 7] {
+    for version in [0, 3, 7] {
         let message = refusal(|d| with_manifest(d, |m| *m = json!({"version": version, "everything": "else"})));
         assert!(
-            message.contains(&format!("container of version {version}: this program reads version 1")),
+            message.contains(&format!("container of version {version}: this program reads versions 1 to 2")),
             "{message}"
         );
     }

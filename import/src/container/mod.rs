@@ -22,8 +22,12 @@ use std::collections::BTreeMap;
 /// The file of a container's weights; a directory that has it is a container.
 pub const CONTAINER_FILE: &str = "qins.safetensors";
 
-/// The version that this crate writes and reads.
-pub const CONTAINER_VERSION: u32 = 1;
+/// The newest version that this crate reads and writes: a tensor of it has rows with bases of their own
+/// ([`CodeConstants::row_bases`]).
+pub const CONTAINER_VERSION: u32 = 2;
+
+/// The oldest version that this crate reads. It is written where no tensor needs a newer one.
+pub const FIRST_CONTAINER_VERSION: u32 = 1;
 
 /// The entry of the file's metadata that holds the [`Manifest`].
 const MANIFEST: &str = "qins";
@@ -40,7 +44,8 @@ const PARTS: [&str; 2] = [".codes", ".scales"];
 /// What a container knows about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`CONTAINER_VERSION`] of the writer.
+    /// The oldest version whose readers know everything that stands in it, from [`FIRST_CONTAINER_VERSION`] to
+    /// [`CONTAINER_VERSION`].
     pub version: u32,
     /// The program that wrote it, with its version.
     pub producer: String,
@@ -85,8 +90,11 @@ pub struct TensorInfo {
 /// What decoding a coded tensor needs besides its codes, and what encoding lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CodeConstants {
-    /// Scale of scale code 0.
+    /// Scale of scale code 0; where rows have bases of their own, none is larger.
     pub base: f32,
+    /// Whether every row has a base of its own before its scale codes, although the format does not ask for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub row_bases: bool,
     /// Shape of the projective law: a short decimal number.
     pub k: f64,
     /// Bits of a code in each plane: planes stand one after the other, and the first of several can be read alone.

@@ -1,6 +1,9 @@
 //! The reader: everything checked against the header, nothing read before it is asked for.
 
-use super::{CONTAINER_FILE, CONTAINER_VERSION, MANIFEST, Manifest, PARTS, TensorInfo, hexadecimal, planes};
+use super::{
+    CONTAINER_FILE, CONTAINER_VERSION, FIRST_CONTAINER_VERSION, MANIFEST, Manifest, PARTS, TensorInfo, hexadecimal,
+    planes,
+};
 use crate::{
     FileAccess, ImportError,
     checkpoint::{Checkpoint, CheckpointTensor},
@@ -66,11 +69,12 @@ impl Container {
         let value: Value = serde_json::from_str(text).map_err(|e| error(format!("metadata `{MANIFEST}`: {e}")))?;
         // The version first: another manifest may look otherwise.
         let version = value["version"].as_u64();
-        if let Some(found) = version.filter(|&v| v != u64::from(CONTAINER_VERSION)) {
+        let read = u64::from(FIRST_CONTAINER_VERSION)..=u64::from(CONTAINER_VERSION);
+        if let Some(found) = version.filter(|version| !read.contains(version)) {
             return Err(ImportError::ContainerVersion {
                 file: file.path().to_owned(),
                 found,
-                supported: CONTAINER_VERSION,
+                supported: FIRST_CONTAINER_VERSION..=CONTAINER_VERSION,
             });
         }
         let manifest: Manifest =
@@ -94,7 +98,7 @@ impl Container {
                 known.insert(name.clone());
                 continue;
             }
-            let header = header(info).map_err(wrong)?;
+            let header = header(info, manifest.version).map_err(wrong)?;
             for (part, expected) in PARTS.into_iter().zip([header.code_bytes(), header.scale_bytes()]) {
                 let entry = format!("{name}{part}");
                 let expected = expected.next_multiple_of(super::ALIGNMENT);
@@ -254,7 +258,7 @@ impl Container {
 }
 
 /// The header of a coded tensor, if its description makes one.
-fn header(info: &TensorInfo) -> Result<Header, String> {
+fn header(info: &TensorInfo, version: u32) -> Result<Header, String> {
     let code = info.code.as_ref().expect("asked for coded tensors only");
     let format: Format = info.format.parse().map_err(|error: qins_codec::UnknownFormat| error.to_string())?;
     if format.is_raw() {
@@ -269,7 +273,10 @@ fn header(info: &TensorInfo) -> Result<Header, String> {
     }
     let (rows, cols) =
         matrix_shape(&info.shape).ok_or_else(|| format!("shape {:?} is too large to address", info.shape))?;
-    let header = Header { format, rows, cols, base: code.base, k: code.k };
+    if code.row_bases && version < CONTAINER_VERSION {
+        return Err(format!("expected no bases of rows in a container of version {version}, found them"));
+    }
+    let header = Header { format, rows, cols, base: code.base, k: code.k, row_bases: code.row_bases };
     header.validate().map_err(|error| error.to_string())?;
     Ok(header)
 }

@@ -1,11 +1,13 @@
 //! The streaming writer: one tensor in memory at a time, resumed where it was interrupted.
 
 use super::{
-    ALIGNMENT, CONTAINER_FILE, CONTAINER_VERSION, CodeConstants, MANIFEST, Manifest, PARTS, PRODUCER, SourceFile,
-    TensorInfo, hexadecimal, planes,
+    ALIGNMENT, CONTAINER_FILE, CONTAINER_VERSION, CodeConstants, FIRST_CONTAINER_VERSION, MANIFEST, Manifest, PARTS,
+    PRODUCER, SourceFile, TensorInfo, hexadecimal, planes,
 };
 use crate::{Checkpoint, ImportError};
-use qins_codec::{Deviation, Encoded, Format, Header, HeaderError, encode, matrix_shape};
+use qins_codec::{
+    Deviation, EncodeError, Encoded, Format, Header, HeaderError, WorstRow, encode, matrix_shape, needs_row_bases,
+};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -49,10 +51,10 @@ pub struct Planned {
 pub enum Step<'a> {
     /// So many bytes more of the source were read for its hash.
     Hashed(u64),
-    /// An earlier run had finished this tensor.
-    Kept(&'a str, &'a TensorInfo),
-    /// A tensor is written.
-    Wrote(&'a str, &'a TensorInfo),
+    /// An earlier run had finished this tensor, whose worst row was this.
+    Kept(&'a str, &'a TensorInfo, Option<WorstRow>),
+    /// A tensor is written, whose worst row is this.
+    Wrote(&'a str, &'a TensorInfo, Option<WorstRow>),
 }
 
 /// What a conversion made.
@@ -62,6 +64,8 @@ pub struct Converted {
     pub manifest: Manifest,
     /// Size of `qins.safetensors`.
     pub bytes: u64,
+    /// The worst row of each tensor that lost anything.
+    pub worst_rows: BTreeMap<String, WorstRow>,
 }
 
 /// A conversion that is about to begin: everything is checked, nothing is written.
@@ -82,6 +86,8 @@ pub(crate) struct Layout {
     /// `None` for floats as they are.
     pub(crate) format: Option<Format>,
     pub(crate) cached: bool,
+    /// Whether rows have bases that the format does not ask for.
+    row_bases: bool,
     /// As safetensors knows it: name, type, shape, bytes.
     entries: Vec<(String, &'static str, Vec<usize>, usize)>,
     /// Bytes from the start of the data.
@@ -89,11 +95,12 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// `plain`: safetensors' name and the bytes of a weight, for a tensor without a format.
+    /// `row_bases`: as the encoded tensor's header says. `plain`: safetensors' name and the bytes of a weight, for a tensor without a format.
     pub(crate) fn new(
         name: &str,
         shape: &[usize],
         format: Option<Format>,
+        row_bases: bool,
         plain: (&'static str, usize),
     ) -> Result<Self, HeaderError> {
         let weights = shape.iter().product::<usize>();
@@ -101,7 +108,7 @@ impl Layout {
             Some(format) if !format.is_raw() => {
                 let (rows, cols) =
                     matrix_shape(shape).ok_or(HeaderError::TooLarge { rows: usize::MAX, cols: usize::MAX })?;
-                let header = Header { format, rows, cols, base: 0.0, k: 0.0 };
+                let header = Header { format, rows, cols, base: 0.0, k: 0.0, row_bases };
                 header.validate()?;
                 let sizes = [header.code_bytes(), header.scale_bytes()].map(|n| n.next_multiple_of(ALIGNMENT));
                 let entry = |(part, bytes): (&str, usize)| (format!("{name}{part}"), "U8", vec![bytes], bytes);
@@ -111,7 +118,7 @@ impl Layout {
             Some(_) => vec![(name.to_owned(), "BF16", shape.to_vec(), 2 * weights)],
             None => vec![(name.to_owned(), plain.0, shape.to_vec(), plain.1 * weights)],
         };
-        Ok(Self { name: name.to_owned(), shape: shape.to_vec(), format, cached: false, entries, start: 0 })
+        Ok(Self { name: name.to_owned(), shape: shape.to_vec(), format, cached: false, row_bases, entries, start: 0 })
     }
 
     fn bytes(&self) -> usize {
@@ -159,10 +166,16 @@ pub(crate) fn arrange(tensors: &mut [Layout]) {
     }
 }
 
+/// The version of a container of these tensors.
+pub(crate) fn version(tensors: &[Layout]) -> u32 {
+    if tensors.iter().any(|tensor| tensor.row_bases) { CONTAINER_VERSION } else { FIRST_CONTAINER_VERSION }
+}
+
 /// The constants of a coded tensor for the manifest.
 pub(crate) fn constants(header: &Header, deviation: Option<Deviation>) -> CodeConstants {
     CodeConstants {
         base: header.base,
+        row_bases: header.row_bases,
         k: header.k,
         planes: planes(header.format),
         sqnr_db: deviation.and_then(|d| d.sqnr_db).map(|db| db as f32),
@@ -175,6 +188,7 @@ struct Made {
     /// `None` for one that keeps its bits.
     encoded: Option<Encoded>,
     code: Option<CodeConstants>,
+    worst_row: Option<WorstRow>,
 }
 
 /// The first line of the journal: another source, policy or version cannot be resumed.
@@ -187,13 +201,16 @@ struct Plan {
 struct Finished {
     name: String,
     info: TensorInfo,
+    #[serde(default)]
+    worst_row: Option<WorstRow>,
 }
 
 impl<'a> Converter<'a> {
-    /// Plans the conversion of a checkpoint in the directory `source` to the container `output`; `policy` is recorded.
+    /// Plans the conversion of a checkpoint in the directory `source` to the container `output`; `policy` is recorded. Weights
+    /// are read once, because their range decides how many bytes they take.
     ///
     /// # Errors
-    /// If a planned tensor is missing or no float, or if `output` exists, unless `force` allows to replace it.
+    /// If a planned tensor is missing, no float or holds weights that cannot be encoded, or if `output` exists, unless `force` allows to replace it.
     pub fn new(
         source: &'a Path,
         checkpoint: &'a Checkpoint,
@@ -208,11 +225,15 @@ impl<'a> Converter<'a> {
         let layout = |Planned { name, format, cached }: Planned| {
             let tensor = checkpoint.tensor(&name)?;
             let plain = (tensor.dtype_name(), tensor.bytes() / tensor.shape().iter().product::<usize>().max(1));
-            let layout = Layout::new(&name, tensor.shape(), format, plain).map(|layout| Layout { cached, ..layout });
-            layout.map_err(|source| ImportError::Encode {
-                file: checkpoint.file_of(&name),
-                tensor: name,
-                source: source.into(),
+            let layout = || {
+                let row_bases = format.map_or(Ok(false), |format| needs_row_bases(format, &tensor))?;
+                checkpoint.forget(&name);
+                let layout = Layout::new(&name, tensor.shape(), format, row_bases, plain)?;
+                Ok(Layout { cached, ..layout })
+            };
+            layout().map_err(|source: EncodeError| {
+                let (file, tensor) = (checkpoint.file_of(&name), name.clone());
+                ImportError::Encode { file, tensor, source }
             })
         };
         let mut tensors: Vec<Layout> = planned.into_iter().map(layout).collect::<Result<_, _>>()?;
@@ -230,7 +251,7 @@ impl<'a> Converter<'a> {
     pub fn run(self, mut on_step: impl FnMut(Step<'_>)) -> Result<Converted, ImportError> {
         let sources = self.hash_sources(&mut on_step);
         let mut manifest = Manifest {
-            version: CONTAINER_VERSION,
+            version: version(&self.tensors),
             producer: PRODUCER.to_owned(),
             policy: self.policy.clone(),
             sources,
@@ -257,8 +278,10 @@ impl<'a> Converter<'a> {
         require_space(&partial, start + self.bytes() - end)?;
         file.set_len(end).map_err(&failed)?;
         file.seek(SeekFrom::Start(end)).map_err(&failed)?;
-        for Finished { name, info } in finished {
-            on_step(Step::Kept(&name, &info));
+        let mut worst_rows = BTreeMap::new();
+        for Finished { name, info, worst_row } in finished {
+            on_step(Step::Kept(&name, &info, worst_row));
+            worst_rows.extend(worst_row.map(|row| (name.clone(), row)));
             manifest.tensors.insert(name, info);
         }
         let (converter, remaining) = (&self, &self.tensors[done.len()..]);
@@ -274,12 +297,14 @@ impl<'a> Converter<'a> {
             });
             for tensor in remaining {
                 let made = made.recv().expect("one for each tensor")?;
+                let worst_row = made.worst_row;
                 let info = self.write(tensor, made, &mut file).map_err(&failed)?;
                 file.sync_data().map_err(&failed)?;
-                let finished = Finished { name: tensor.name.clone(), info };
+                let finished = Finished { name: tensor.name.clone(), info, worst_row };
                 let line = serde_json::to_string(&finished).expect("strings and numbers") + "\n";
                 journal.write_all(line.as_bytes()).and_then(|()| journal.sync_data()).map_err(write_error(&partial))?;
-                on_step(Step::Wrote(&finished.name, &finished.info));
+                on_step(Step::Wrote(&finished.name, &finished.info, worst_row));
+                worst_rows.extend(worst_row.map(|row| (finished.name.clone(), row)));
                 manifest.tensors.insert(finished.name, finished.info);
             }
             Ok::<(), ImportError>(())
@@ -297,7 +322,7 @@ impl<'a> Converter<'a> {
         drop(journal);
         fs::remove_file(partial.join(JOURNAL)).map_err(write_error(&partial))?;
         put_in_place(&partial, &self.output)?;
-        Ok(Converted { manifest, bytes })
+        Ok(Converted { manifest, bytes, worst_rows })
     }
 
     /// Encodes a tensor, or checks one that keeps its bits.
@@ -308,15 +333,24 @@ impl<'a> Converter<'a> {
                 let measured = (!format.is_raw()).then(|| Deviation::of(&encoded.matrix(), &source));
                 Made {
                     code: measured.map(|measured| constants(encoded.header(), Some(measured))),
+                    worst_row: measured.and_then(|measured| measured.worst_row),
                     encoded: Some(encoded),
                 }
             }),
-            None => source.require_finite().map(|()| Made { encoded: None, code: None }),
+            None => source.require_finite().map(|()| Made { encoded: None, code: None, worst_row: None }),
         };
-        made.map_err(|source| {
-            let (file, tensor) = (self.checkpoint.file_of(&tensor.name), tensor.name.clone());
-            ImportError::Encode { file, tensor, source }
-        })
+        let (file, name) = (self.checkpoint.file_of(&tensor.name), tensor.name.clone());
+        let made = match made {
+            Ok(made) => made,
+            Err(source) => return Err(ImportError::Encode { file, tensor: name, source }),
+        };
+        match &made.encoded {
+            // Room was planned by the same rule.
+            Some(encoded) if encoded.header().row_bases != tensor.row_bases => {
+                Err(ImportError::Changed { file, tensor: name })
+            }
+            _ => Ok(made),
+        }
     }
 
     fn write(&self, tensor: &Layout, made: Made, file: &mut File) -> std::io::Result<TensorInfo> {
@@ -405,6 +439,7 @@ fn longest_info(tensor: &Layout) -> TensorInfo {
     const LONGEST: f32 = -1.234_567_9e-38;
     let constants = CodeConstants {
         base: LONGEST,
+        row_bases: tensor.row_bases,
         k: -f64::MIN_POSITIVE,
         planes: vec![u8::MAX; tensor.format.map_or(1, Format::planes)],
         sqnr_db: Some(LONGEST),

@@ -7,11 +7,13 @@
 mod cube;
 #[cfg(any(feature = "flex", feature = "ndarray"))]
 mod host;
+mod paths;
 mod portable;
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub use cube::{Prompts, Traffic, allow_subgroups, prompts_by, traffic};
-pub(crate) use portable::{decode_elements, map_rows, table_of, words_of};
+pub use paths::{Paths, paths};
+pub(crate) use portable::{map_rows, table_of, words_of};
 
 use crate::{
     DeviceMemory, QinsTensor,
@@ -162,7 +164,7 @@ pub(crate) fn by_parts<B: Backend>(
 /// All weights of the encoded matrix, in storage order; the shape is the matrix's `[rows, cols]`.
 pub(crate) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     assert_fits(tensor, tensor.header().rows, tensor.header().cols, dtype);
-    kernel!(decode(tensor, dtype)).unwrap_or_else(|| portable::decode(tensor, dtype))
+    paths::decoded(kernel!(decode(tensor, dtype)), || portable::decode(tensor, dtype))
 }
 
 /// The given rows of the encoded matrix, `[indices, cols]`.
@@ -172,7 +174,17 @@ pub(crate) fn decode_rows<B: Backend>(
     dtype: FloatDType,
 ) -> FloatTensor<B> {
     assert_fits(tensor, indices.shape()[0], tensor.header().cols, dtype);
-    kernel!(decode_rows(tensor, &indices, dtype)).unwrap_or_else(|| portable::decode_rows(tensor, indices, dtype))
+    paths::decoded(kernel!(decode_rows(tensor, &indices, dtype)), || portable::decode_rows(tensor, indices, dtype))
+}
+
+/// Single weights of the encoded matrix: `[n]` for `n` row and column indices. There is no kernel for them.
+pub(crate) fn decode_elements<B: Backend>(
+    tensor: &QinsTensor<B>,
+    rows: IntTensor<B>,
+    cols: IntTensor<B>,
+    dtype: FloatDType,
+) -> FloatTensor<B> {
+    paths::decoded(None, || portable::decode_elements(tensor, rows, cols, dtype))
 }
 
 /// `x W` for `x [.., in]` and an encoded `W`, seen as `[.., in, out]`, on the codes themselves: no float matrix is built.
@@ -190,7 +202,7 @@ pub(crate) fn matmul<B: Backend>(x: &FloatTensor<B>, weight: &QinsTensor<B>) -> 
             shape[i] = shape[i].max(batches[i]);
         }
         let x = B::float_expand(x.clone(), shape);
-        return kernel!(matmul(&x, weight));
+        return paths::product(kernel!(matmul(&x, weight)));
     }
-    kernel!(matmul(x, weight))
+    paths::product(kernel!(matmul(x, weight)))
 }

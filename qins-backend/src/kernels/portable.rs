@@ -11,7 +11,8 @@ use burn_backend::{
 use qins_codec::Header;
 
 pub(super) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
-    let &Header { format, rows, cols, .. } = tensor.header();
+    let header = tensor.header();
+    let &Header { format, rows, cols, .. } = header;
     if rows * cols == 0 {
         return B::float_empty(Shape::new([rows, cols]), &tensor.device(), dtype);
     }
@@ -19,7 +20,7 @@ pub(super) fn decode<B: Backend>(tensor: &QinsTensor<B>, dtype: FloatDType) -> F
         let plane_rows = format.planes() * part.rows;
         let codes = unpack::<B>(part.codes.clone(), plane_rows, format.code_bytes(cols), format.code_bits());
         let scales =
-            (!format.is_raw()).then(|| unpack::<B>(part.scales.clone(), part.rows, format.scale_bytes(cols), 8));
+            (!format.is_raw()).then(|| unpack::<B>(part.scales.clone(), part.rows, header.scale_bytes_of_row(), 8));
         look_up(tensor, codes, scales, dtype)
     };
     match tensor.parts.as_slice() {
@@ -33,7 +34,8 @@ pub(super) fn decode_rows<B: Backend>(
     indices: IntTensor<B>,
     dtype: FloatDType,
 ) -> FloatTensor<B> {
-    let &Header { format, cols, .. } = tensor.header();
+    let header = tensor.header();
+    let &Header { format, cols, .. } = header;
     let selected = indices.shape()[0];
     if selected * cols == 0 {
         return B::float_empty(Shape::new([selected, cols]), &tensor.device(), dtype);
@@ -48,7 +50,7 @@ pub(super) fn decode_rows<B: Backend>(
         let words = if planes == 1 { plane(0) } else { B::int_cat((0..planes).map(plane).collect(), 0) };
         let codes = unpack::<B>(words, planes * selected, code_bytes, format.code_bits());
         let scales = (!format.is_raw()).then(|| {
-            let all = unpack::<B>(part.scales.clone(), part.rows, format.scale_bytes(cols), 8);
+            let all = unpack::<B>(part.scales.clone(), part.rows, header.scale_bytes_of_row(), 8);
             B::int_select(all, 0, indices)
         });
         FloatRows::<B>(look_up(tensor, codes, scales, dtype))
@@ -109,7 +111,7 @@ fn pack<B: Backend>(bytes: IntTensor<B>) -> IntTensor<B> {
 }
 
 /// Single weights of the encoded matrix: `[n]` for `n` row and column indices.
-pub(crate) fn decode_elements<B: Backend>(
+pub(super) fn decode_elements<B: Backend>(
     tensor: &QinsTensor<B>,
     rows: IntTensor<B>,
     cols: IntTensor<B>,
@@ -129,7 +131,8 @@ fn elements<B: Backend>(
     cols: IntTensor<B>,
     dtype: FloatDType,
 ) -> FloatTensor<B> {
-    let &Header { format, cols: row_length, .. } = tensor.header();
+    let header = tensor.header();
+    let &Header { format, cols: row_length, .. } = header;
     let (device, all_rows) = (tensor.device(), part.rows);
     let int = get_device_settings::<B>(&device).int_dtype;
     let bits = format.code_bits();
@@ -157,7 +160,7 @@ fn elements<B: Backend>(
     }
     // A byte of a row of scales.
     let byte = |column: IntTensor<B>| {
-        let row_bytes = format.scale_bytes(row_length) as i64;
+        let row_bytes = header.scale_bytes_of_row() as i64;
         let index = B::int_add(B::int_mul_scalar(rows.clone(), row_bytes.into()), column);
         let word = B::int_select(part.scales.clone(), 0, B::int_div_scalar(index.clone(), 4i64.into()));
         let shift = B::int_mul_scalar(B::int_remainder_scalar(index, 4i64.into()), 8i64.into());
@@ -165,13 +168,13 @@ fn elements<B: Backend>(
         B::int_cast(B::bitwise_and_scalar(shifted, mask(8).into()), int)
     };
     let group = B::int_div_scalar(cols.clone(), (format.group() as i64).into());
-    let header = byte(B::int_add_scalar(group, (format.base_bytes() as i64).into()));
-    let mut scales = entries::<B>(tensor.decoder.scales(), header.clone(), &device);
-    if format.base_bytes() > 0 {
+    let scale_code = byte(B::int_add_scalar(group, (header.base_bytes() as i64).into()));
+    let mut scales = entries::<B>(tensor.decoder.scales(), scale_code.clone(), &device);
+    if header.base_bytes() > 0 {
         let column = |i: i64| byte(B::int_add_scalar(B::int_mul_scalar(cols.clone(), 0i64.into()), i.into()));
         scales = B::float_mul(float_of_bytes::<B>([0, 1, 2, 3].map(column)), scales);
     }
-    scaled::<B>(scales, values::<B>(tensor, codes, Some(header)), dtype)
+    scaled::<B>(scales, values::<B>(tensor, codes, Some(scale_code)), dtype)
 }
 
 /// The lowest `bits` bits.
@@ -221,7 +224,7 @@ fn look_up<B: Backend>(
     let columns = |bytes: &IntTensor<B>, from: usize, to: usize| {
         B::int_slice(bytes.clone(), &[Slice::from(0..n), Slice::from(from..to)])
     };
-    let base_bytes = format.base_bytes();
+    let base_bytes = tensor.header().base_bytes();
     let headers = columns(&bytes, base_bytes, base_bytes + groups);
     let mut scales = entries::<B>(tensor.decoder.scales(), headers.clone(), &device);
     if base_bytes > 0 {
@@ -233,7 +236,7 @@ fn look_up<B: Backend>(
     let scales = B::float_expand(B::float_reshape(scales, Shape::new([n, groups, 1])), Shape::new([n, groups, group]));
     let scales = B::float_reshape(scales, wide.clone());
     let scales = B::float_slice(scales, &[Slice::from(0..n), Slice::from(0..cols)]);
-    let headers = (base_bytes > 0).then(|| {
+    let headers = (format.tables() > 1).then(|| {
         let headers =
             B::int_expand(B::int_reshape(headers, Shape::new([n, groups, 1])), Shape::new([n, groups, group]));
         B::int_slice(B::int_reshape(headers, wide), &[Slice::from(0..n), Slice::from(0..cols)])
@@ -253,7 +256,7 @@ fn values<B: Backend>(
         return of_cells::<B>(planes, tensor.header().k);
     }
     let [codes] = <[_; 1]>::try_from(planes).expect("one plane");
-    let codes = match scale_codes.filter(|_| format.base_bytes() > 0) {
+    let codes = match scale_codes.filter(|_| format.tables() > 1) {
         Some(headers) => {
             // The lowest two bits.
             let shape = B::int_remainder_scalar(headers, 4i64.into());

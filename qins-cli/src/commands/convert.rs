@@ -5,7 +5,7 @@ use crate::{
     source::Source,
 };
 use anyhow::{Context, Result, bail};
-use qins_codec::Format;
+use qins_codec::{Format, WorstRow};
 use qins_import::{
     container::{Container, Converter, Step, TensorInfo},
     plan,
@@ -55,6 +55,9 @@ struct Tensor<'a> {
     /// Null where nothing was lost.
     sqnr_db: Option<f32>,
     max_abs_error: f32,
+    /// Of least signal to noise; null where nothing was lost.
+    worst_row: Option<usize>,
+    worst_row_sqnr_db: Option<f64>,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -68,6 +71,10 @@ pub fn run(args: Args) -> Result<()> {
     let checkpoint = source.checkpoint()?;
     let policy = args.policy.policy(Some(Format::Q8), &config, Some(&checkpoint))?;
     let planned = plan(&config.init::<AnyBackend>(&Default::default())?, &checkpoint, &policy)?;
+    // Every byte is read once to plan, once for its hash and once to encode it.
+    let bar = progress_bar(2 * checkpoint.bytes());
+    bar.set_prefix("converting");
+    bar.tick();
     let converter = Converter::new(&args.model, &checkpoint, &args.output, planned, policy.to_string(), args.force)?;
 
     let partial = args.output.display().to_string() + ".partial";
@@ -77,15 +84,12 @@ pub fn run(args: Args) -> Result<()> {
     })
     .context("cannot handle Ctrl-C")?;
 
-    // Every byte is read once for its hash and once to encode it.
-    let bar = progress_bar(2 * checkpoint.bytes());
-    bar.set_prefix("converting");
     let read = |name: &str| checkpoint.tensor(name).map_or(0, |tensor| tensor.bytes() as u64);
     let converted = converter.run(|step| match step {
         Step::Hashed(bytes) => bar.inc(bytes),
-        Step::Kept(name, info) | Step::Wrote(name, info) => {
+        Step::Kept(name, info, worst) | Step::Wrote(name, info, worst) => {
             let kept = if matches!(step, Step::Kept(..)) { ", of an earlier run" } else { "" };
-            bar.suspend(|| eprintln!("{name} {}{kept}", line(info)));
+            bar.suspend(|| eprintln!("{name} {}{kept}", line(info, worst)));
             bar.inc(read(name));
         }
     })?;
@@ -111,6 +115,8 @@ pub fn run(args: Args) -> Result<()> {
                     format: &info.format,
                     sqnr_db: info.code.as_ref().and_then(|code| code.sqnr_db),
                     max_abs_error: info.code.as_ref().map_or(0.0, |code| code.max_abs_error.unwrap_or_default()),
+                    worst_row: converted.worst_rows.get(name).map(|worst| worst.row),
+                    worst_row_sqnr_db: converted.worst_rows.get(name).map(|worst| worst.sqnr_db),
                 })
                 .collect(),
             peak_rss_bytes,
@@ -124,10 +130,11 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// One tensor in words.
-fn line(info: &TensorInfo) -> String {
+fn line(info: &TensorInfo, worst: Option<WorstRow>) -> String {
     let TensorInfo { format, shape, code, .. } = info;
+    let worst = worst.map_or(String::new(), |WorstRow { row, sqnr_db }| format!(", worst row {row}: {sqnr_db:.2} dB"));
     match code.as_ref().and_then(|code| code.sqnr_db) {
-        Some(db) => format!("{shape:?} {format} {db:.2} dB"),
+        Some(db) => format!("{shape:?} {format} {db:.2} dB{worst}"),
         None => format!("{shape:?} {format}"),
     }
 }

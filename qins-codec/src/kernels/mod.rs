@@ -363,9 +363,10 @@ impl<T: Terms> FewInputs<'_, T> {
     #[inline(always)]
     fn together(&self, first: usize, out: &mut [f32], stride: usize) {
         let FewInputs { terms, matrix, count } = self;
-        let Header { format, cols, .. } = *matrix.header();
+        let header = matrix.header();
+        let cols = header.cols;
         let rows = out.len().div_ceil(stride);
-        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let (code_bytes, scale_bytes) = (header.format.code_bytes(cols), header.scale_bytes_of_row());
         let codes = &matrix.codes()[first * code_bytes..][..rows * code_bytes];
         let scales = &matrix.scales()[first * scale_bytes..][..rows * scale_bytes];
         let whole = cols / T::COLS;
@@ -380,7 +381,7 @@ impl<T: Terms> FewInputs<'_, T> {
             let blocks = piece.min(whole - start);
             for (row, sums) in sums[..rows].iter_mut().enumerate() {
                 let codes = &codes[row * code_bytes + start * T::CODE_BYTES..][..blocks * T::CODE_BYTES];
-                let scales = &scales[row * scale_bytes + format.base_bytes() + start * T::SCALES..];
+                let scales = &scales[row * scale_bytes + header.base_bytes() + start * T::SCALES..];
                 let scales = &scales[..blocks * T::SCALES];
                 // SAFETY: the slices hold `blocks`; there are inputs for all columns.
                 unsafe { terms.add(codes, scales, start, blocks, ahead, sums) };
@@ -391,7 +392,7 @@ impl<T: Terms> FewInputs<'_, T> {
             for (row, sums) in sums[..rows].iter_mut().enumerate() {
                 let codes = &codes[row * code_bytes..][..code_bytes][whole * T::CODE_BYTES..];
                 let scales = &scales[row * scale_bytes..][..scale_bytes];
-                let scales = &scales[format.base_bytes() + whole * T::SCALES..];
+                let scales = &scales[header.base_bytes() + whole * T::SCALES..];
                 let (codes, scales) = last_block(codes, scales);
                 // SAFETY: the arrays hold one block; there are inputs for all columns.
                 unsafe { terms.add(&codes, &scales, whole, 1, 0, sums) };
@@ -547,10 +548,15 @@ mod tests {
     /// Where there is none, products are right and slow.
     #[test]
     fn kernels_are_not_lost() {
+        // Of one input, a few, and a panel; with bases of rows where they are legal.
         let kernel = |level, format| {
-            let decoder = Decoder::new(Header { format, rows: 1, cols: 32, base: 1.0, k: 0.5 }).unwrap();
-            let (codes, scales) = (vec![0; decoder.header().code_bytes()], vec![0; decoder.header().scale_bytes()]);
-            Products::new(level, decoder.matrix(&codes, &scales).unwrap(), &[1.0; 32], 1).is_some()
+            let header = |row_bases| Header { format, rows: 1, cols: 32, base: 1.0, k: 0.5, row_bases };
+            let legal = [false, true].into_iter().filter_map(|row_bases| Decoder::new(header(row_bases)).ok());
+            let has = |decoder: &Decoder, m: usize| {
+                let (codes, scales) = (vec![0; decoder.header().code_bytes()], vec![0; decoder.header().scale_bytes()]);
+                Products::new(level, decoder.matrix(&codes, &scales).unwrap(), &vec![1.0; 32 * m], m).is_some()
+            };
+            legal.flat_map(|decoder| [1, 3, 8, 20].map(|m| has(&decoder, m))).all(|has| has)
         };
         for level in Level::all_supported() {
             let found: Vec<_> = Format::ALL.iter().copied().filter(|&format| kernel(level, format)).collect();

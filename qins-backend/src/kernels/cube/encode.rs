@@ -49,14 +49,16 @@ pub(in super::super) fn encode<R: CubeRuntime, B: Backend>(
         operation.place::<R, B, IntTensor<B>>(inputs)
     };
 
-    let whole = Header { format, rows, cols, base: 1.0, k: 0.0 };
-    let largest = place(Kind::Largest, whole, rows, vec![&matrix])?;
-    let largest = burn_backend::read_sync(B::int_into_data(largest)).expect("a tensor can be read from its device");
-    let largest: Vec<f32> = largest.as_slice::<u32>().ok()?.iter().copied().map(f32::from_bits).collect();
+    let whole = Header { format, rows, cols, base: 1.0, k: 0.0, row_bases: false };
+    let magnitudes = place(Kind::Magnitudes, whole, 2 * rows, vec![&matrix])?;
+    let magnitudes =
+        burn_backend::read_sync(B::int_into_data(magnitudes)).expect("a tensor can be read from its device");
+    let magnitudes: Vec<f32> = magnitudes.as_slice::<u32>().ok()?.iter().copied().map(f32::from_bits).collect();
+    let (largest, least_of_groups) = magnitudes.split_at(rows);
     let step = (rows * cols).div_ceil(SAMPLE);
     let sampled = || B::float_slice(matrix.clone(), &[Slice::new(0, None, step as isize), Slice::full()]);
     let Search { header, bases, tables, length } =
-        Search::new(format, [rows, cols], &largest, || read_f32::<B>(sampled()))?;
+        Search::new(format, [rows, cols], largest, least_of_groups, || read_f32::<B>(sampled()))?;
     let floats = |values: Vec<f32>| {
         let n = values.len();
         B::float_from_data(TensorData::new(values, [n]), &device)
@@ -118,7 +120,7 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
                 next(),
                 result,
                 length,
-                format.scale_bytes(cols),
+                operation.header.scale_bytes_of_row(),
                 layout,
                 floats,
             ),
@@ -133,7 +135,7 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
                 next(),
                 result,
                 length,
-                format.scale_bytes(cols),
+                operation.header.scale_bytes_of_row(),
                 format.code_bytes(cols) / size_of::<u32>() / layout.unit_words,
                 layout,
                 floats,
@@ -141,7 +143,7 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
             _ => {
                 // Neighbouring units read neighbouring floats.
                 let units = if strides[0] < strides[1] { 1 } else { search::UNITS };
-                search::largest::launch_unchecked(
+                search::magnitudes::launch_unchecked(
                     &client,
                     cubes(rows * units),
                     dim,
@@ -149,6 +151,7 @@ pub(super) fn run<R: CubeRuntime>(operation: &Operation, inputs: Vec<CubeTensor<
                     matrix(0),
                     result,
                     units,
+                    layout.group,
                     floats,
                 )
             }

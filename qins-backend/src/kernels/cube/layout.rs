@@ -42,7 +42,7 @@ impl Layout {
             Format::F16 => Law::F16,
             Format::Bf16 => Law::Bf16,
             _ if format.planes() > 1 => Law::Cells,
-            _ if format.base_bytes() > 0 => Law::ChosenTable,
+            _ if format.tables() > 1 => Law::ChosenTable,
             Format::Lin8 => Law::Integers,
             _ => Law::Table,
         };
@@ -52,7 +52,7 @@ impl Layout {
             planes: format.planes(),
             unit_words: format.unit_words(),
             group: format.group(),
-            base_bytes: format.base_bytes(),
+            base_bytes: header.base_bytes(),
             whole: false,
         };
         layout.whole = header.cols.is_multiple_of(layout.unit_codes());

@@ -317,7 +317,7 @@ mod tests {
             for (&format, cols) in
                 Format::ALL.iter().flat_map(|format| [1, 45, 96, 1152, 3072].map(|cols| (format, cols)))
             {
-                let layout = Layout::new(&Header { format, rows: 1, cols, base: 1.0, k: 1.0 });
+                let layout = Layout::new(&Header { format, rows: 1, cols, base: 1.0, k: 1.0, row_bases: false });
                 for (m, rows) in (1..=INPUTS).flat_map(|m| [(m, 7), (m, 32064)]) {
                     for subgroup in [1, 8, 32] {
                         let division = Division::new(&layout, [rows, cols], m, subgroup, shared_bytes);
@@ -332,7 +332,8 @@ mod tests {
                 }
             }
         }
-        let layout = Layout::new(&Header { format: Format::Q8, rows: 1, cols: 3072, base: 1.0, k: 1.0 });
+        let layout =
+            Layout::new(&Header { format: Format::Q8, rows: 1, cols: 3072, base: 1.0, k: 1.0, row_bases: false });
         let division = Division::new(&layout, [16384, 3072], 1, 32, 227 << 10);
         assert_eq!((division.line_rows, division.width, division.copies), (4, 4, LANES));
     }

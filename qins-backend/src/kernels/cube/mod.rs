@@ -94,8 +94,8 @@ enum Kind {
     Rows,
     /// All rows.
     Decode,
-    /// The largest magnitude of each row of floats, as bits.
-    Largest,
+    /// Of each row of floats the largest magnitude, and the least of those of its groups that are not zeros, as bits.
+    Magnitudes,
     /// Bases and scale codes of some rows of floats, by tables of a search with phases of this length.
     Scales { first_row: usize, length: usize },
     /// Codes of some rows of floats.
@@ -132,7 +132,7 @@ impl<R: CubeRuntime> DevicePart<'_, R> {
     fn coded(&self) -> CodedLaunch<R> {
         let &Header { format, rows, cols, .. } = self.header;
         let [scales, tables] = [self.scales, self.tables].map(|tensor| tensor.clone().into_array_arg());
-        let (row_words, scale_bytes) = (format.code_bytes(cols) / 4, format.scale_bytes(cols));
+        let (row_words, scale_bytes) = (format.code_bytes(cols) / 4, self.header.scale_bytes_of_row());
         CodedLaunch::new(scales, tables, self.rows, self.first_row, rows, cols, row_words, scale_bytes)
     }
 }
@@ -241,7 +241,7 @@ impl Operation {
 
     /// `inputs`: what the operation is given, tables if it needs any, then codes and scale codes of each part.
     fn launch_all<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> CubeTensor<R> {
-        if matches!(self.kind, Kind::Largest | Kind::Scales { .. } | Kind::Codes { .. }) {
+        if matches!(self.kind, Kind::Magnitudes | Kind::Scales { .. } | Kind::Codes { .. }) {
             return encode::run(self, inputs);
         }
         let inputs: Vec<CubeTensor<R>> = inputs.into_iter().map(into_contiguous).collect();
@@ -313,7 +313,7 @@ impl Operation {
                 ),
                 Kind::Rows => rows::launch(Which::Selected(given), part, out),
                 Kind::Decode => rows::launch(Which::Range { first: 0, n: part.rows }, part, out),
-                Kind::Largest | Kind::Scales { .. } | Kind::Codes { .. } => unreachable!("no operation on codes"),
+                Kind::Magnitudes | Kind::Scales { .. } | Kind::Codes { .. } => unreachable!("no operation on codes"),
             }
         }
     }

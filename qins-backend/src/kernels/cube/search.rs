@@ -72,33 +72,44 @@ fn half_word(values: &Array<u32>, at: usize) -> u32 {
     (values[at / 2] >> (u32::cast_from(at % 2) * 16)) & 0xFFFF
 }
 
-/// The largest magnitude of each row as bits, which for infinities and NaN are beyond those of every number. So many `units`
-/// read a row together.
+/// The largest magnitude of each row, and then for each row the least of the largest magnitudes of its groups that are not
+/// zeros, infinite where all are. As bits, which for infinities and NaN are beyond those of every number. So many `units` read
+/// a row together.
 #[cube(launch_unchecked)]
-pub(super) fn largest(
+pub(super) fn magnitudes(
     values: &Array<u32>,
     matrix: &Matrix,
     out: &mut Array<u32>,
     #[comptime] units: usize,
+    #[comptime] group: usize,
     #[comptime] floats: Floats,
 ) {
     let (row, of_row, unit) = (ABSOLUTE_POS / units, ABSOLUTE_POS % units, UNIT_POS as usize);
     let mut largest = 0u32;
+    let mut least = 0x7F80_0000u32;
     if row < matrix.rows {
-        let mut col = of_row;
-        while col < matrix.cols {
-            largest = max(largest, u32::reinterpret(weight(values, matrix, row, col, floats)) & 0x7FFF_FFFF);
-            col += units;
+        let mut first = of_row * group;
+        while first < matrix.cols {
+            let mut of_group = 0u32;
+            for col in first..min(first + group, matrix.cols) {
+                of_group = max(of_group, u32::reinterpret(weight(values, matrix, row, col, floats)) & 0x7FFF_FFFF);
+            }
+            largest = max(largest, of_group);
+            least = select(of_group > 0, min(least, of_group), least);
+            first += comptime!(units * group);
         }
     }
-    let mut shared = SharedMemory::<u32>::new(UNITS);
+    let mut shared = SharedMemory::<u32>::new(comptime!(2 * UNITS));
     shared[unit] = largest;
+    shared[UNITS + unit] = least;
     sync_cube();
     if row < matrix.rows && of_row == 0 {
         for i in 1..units {
             largest = max(largest, shared[unit + i]);
+            least = min(least, shared[UNITS + unit + i]);
         }
         out[row] = largest;
+        out[matrix.rows + row] = least;
     }
 }
 

@@ -106,7 +106,7 @@ impl<R: CubeRuntime> Slab<R> {
             let weight = as_matrix(&self.floats, [cols, rows], [1, cols]);
             matmul(x.clone(), weight, Some(columns), MatmulStrategy::default(), out.dtype)
                 .expect("what Burn multiplies, it multiplies here");
-            let read = rows * (part.header.format.code_bytes(cols) + part.header.format.scale_bytes(cols));
+            let read = rows * (part.header.format.code_bytes(cols) + part.header.scale_bytes_of_row());
             let tables = part.tables.handle.size_in_used();
             let slab = rows * cols * size;
             traffic::count([(read + slab) as u64 + tables]);

@@ -6,7 +6,7 @@ use crate::{
     source::Source,
 };
 use anyhow::{Result, bail};
-use qins_codec::{Deviation, Format, encode};
+use qins_codec::{Deviation, Format, WorstRow, encode};
 use qins_import::Checkpoint;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
@@ -43,10 +43,10 @@ struct Loss {
 }
 
 impl Loss {
-    fn line(&self, format: &str) -> String {
+    fn line(&self, format: &str, worst: &str) -> String {
         let db = self.sqnr_db.map_or("exact".to_owned(), |db| format!("{db:.2} dB"));
         let (bits, largest) = (self.bits_per_weight, self.max_abs_error);
-        format!("  {format:<7} {bits:>6.2} bits {db:>11}   largest error {largest:.1e}\n")
+        format!("  {format:<7} {bits:>6.2} bits {db:>11}   largest error {largest:.1e}{worst}\n")
     }
 }
 
@@ -58,6 +58,17 @@ struct Measured<'a> {
     format: &'static str,
     #[serde(flatten)]
     loss: Loss,
+    /// The row of least signal to noise; null where nothing would be lost.
+    worst_row: Option<usize>,
+    worst_row_sqnr_db: Option<f64>,
+}
+
+impl Measured<'_> {
+    fn line(&self) -> String {
+        let worst = self.worst_row.zip(self.worst_row_sqnr_db);
+        let worst = worst.map_or(String::new(), |(row, db)| format!("   worst row {row}: {db:.2} dB"));
+        self.loss.line(self.format, &worst)
+    }
 }
 
 /// Sums over tensors of one format.
@@ -119,9 +130,11 @@ pub fn run(args: Args) -> Result<()> {
             let bits_per_weight = encoded.header().bits_per_weight();
             let weights = (encoded.header().rows * encoded.header().cols) as f64;
             sums.entry(format.name()).or_default().add(weights, bits_per_weight, &deviation);
-            let Deviation { sqnr_db, max_abs_error, rmse, mean_relative_error, .. } = deviation;
+            let Deviation { sqnr_db, max_abs_error, rmse, mean_relative_error, worst_row, .. } = deviation;
+            let (worst_row, worst_row_sqnr_db) = worst_row.map(|WorstRow { row, sqnr_db }| (row, sqnr_db)).unzip();
             let loss = Loss { bits_per_weight, sqnr_db, rmse, max_abs_error, mean_relative_error };
-            measured.push(Measured { name, shape: tensor.shape(), format: format.name(), loss });
+            let (shape, format) = (tensor.shape(), format.name());
+            measured.push(Measured { name, shape, format, loss, worst_row, worst_row_sqnr_db });
         }
         bar.inc(tensor.bytes() as u64);
     }
@@ -143,14 +156,18 @@ pub fn run(args: Args) -> Result<()> {
         return output::json(&serde_json::json!({ "tensors": measured, "total": total }));
     }
     if args.csv {
-        let mut text = "name,shape,format,bits_per_weight,sqnr_db,rmse,max_abs_error,mean_relative_error\n".to_owned();
-        for Measured { name, shape, format, loss } in &measured {
+        let mut text = "name,shape,format,bits_per_weight,sqnr_db,rmse,max_abs_error,mean_relative_error,worst_row,\
+                        worst_row_sqnr_db\n"
+            .to_owned();
+        for Measured { name, shape, format, loss, worst_row, worst_row_sqnr_db } in &measured {
             let shape = shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
             let Loss { bits_per_weight, sqnr_db, rmse, max_abs_error, mean_relative_error } = loss;
-            let db = sqnr_db.map_or(String::new(), |db| db.to_string());
+            let text_of = |db: &Option<f64>| db.map_or(String::new(), |db| db.to_string());
+            let (db, worst_db) = (text_of(sqnr_db), text_of(worst_row_sqnr_db));
+            let worst = worst_row.map_or(String::new(), |row| row.to_string());
             writeln!(
                 text,
-                "{name},{shape},{format},{bits_per_weight},{db},{rmse},{max_abs_error},{mean_relative_error}"
+                "{name},{shape},{format},{bits_per_weight},{db},{rmse},{max_abs_error},{mean_relative_error},{worst},{worst_db}"
             )?;
         }
         return output::text(&text);
@@ -158,9 +175,9 @@ pub fn run(args: Args) -> Result<()> {
     let mut text = String::new();
     for tensor in measured.chunks(formats.len()) {
         writeln!(text, "{} {:?}", tensor[0].name, tensor[0].shape)?;
-        text.extend(tensor.iter().map(|measured| measured.loss.line(measured.format)));
+        text.extend(tensor.iter().map(Measured::line));
     }
     writeln!(text, "all {} tensors", tensors.len())?;
-    text.extend(formats.iter().map(|format| total[format.name()].line(format.name())));
+    text.extend(formats.iter().map(|format| total[format.name()].line(format.name(), "")));
     output::text(&text)
 }

@@ -348,7 +348,7 @@ mod tests {
         }
         for k in [0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2] {
             for (format, cols) in [(Format::Q8, 32), (Format::Fpins1, 64)] {
-                let decoder = Decoder::new(Header { format, rows: 1, cols, base: 1.0, k }).unwrap();
+                let decoder = Decoder::new(Header { format, rows: 1, cols, base: 1.0, k, row_bases: false }).unwrap();
                 let header = *decoder.header();
                 let (codes, scales) = (vec![0; header.code_bytes()], vec![0; header.scale_bytes()]);
                 let encoded = crate::Encoded::from_parts(decoder, codes, scales).unwrap();

@@ -19,26 +19,28 @@ mod shaped;
 mod signed;
 
 pub(super) fn prepare<'a>(matrix: Matrix<'a>, x: ChunksExact<'_, f32>, level: Level) -> Option<Box<dyn Pass + 'a>> {
-    let (values, scales) = (&matrix.decoder().values(), matrix.decoder().scales());
+    let decoder = matrix.decoder();
+    // Made only where they are asked for: there are 65,536 of 16-bit floats, which are decoded without.
+    let (values, scales) = (|| decoder.values(), decoder.scales());
     let many_fixed = level == Level::Avx512Fixed && x.len() > MOST_INPUTS;
     Some(match matrix.header().format {
         Format::Q8 | Format::Log8 | Format::Fpins1
-            if many_fixed && let Some(whole) = Magnitudes::new(matrix.header(), values, scales) =>
+            if many_fixed && let Some(whole) = Magnitudes::new(matrix.header(), &values(), scales) =>
         {
             panel::of_whole::<_, 16>(whole, matrix, &x)
         }
         Format::Q8 | Format::Log8 | Format::Fpins1 => {
-            pass_at::<Fixed, _>(level, SignMagnitude::<2>::new(values, scales), matrix, x)
+            pass_at::<Fixed, _>(level, SignMagnitude::<2>::new(&values(), scales), matrix, x)
         }
         Format::Lin8 if many_fixed && let Some(whole) = panel::Bytes::<__m512i>::new(scales) => {
             panel::of_whole::<_, 16>(whole, matrix, &x)
         }
         Format::Lin8 => pass_at::<Fixed, _>(level, Integers::new(scales)?, matrix, x),
-        Format::Q8h => pass_at::<Fixed, _>(level, SignMagnitude::<4>::new(values, scales), matrix, x),
-        Format::Q6 => pass_at::<Fixed, _>(level, Shaped64::new(values, scales), matrix, x),
-        Format::Q4 => pass_at::<Fixed, _>(level, Scaled::<4>::new(values, scales), matrix, x),
-        Format::Q3 => pass_at::<Fixed, _>(level, Scaled::<3>::new(values, scales), matrix, x),
-        Format::Q2 => pass_at::<Fixed, _>(level, Scaled::<2>::new(values, scales), matrix, x),
+        Format::Q8h => pass_at::<Fixed, _>(level, SignMagnitude::<4>::new(&values(), scales), matrix, x),
+        Format::Q6 => pass_at::<Fixed, _>(level, Shaped64::new(&values(), scales), matrix, x),
+        Format::Q4 => pass_at::<Fixed, _>(level, Scaled::<4>::new(&values(), scales), matrix, x),
+        Format::Q3 => pass_at::<Fixed, _>(level, Scaled::<3>::new(&values(), scales), matrix, x),
+        Format::Q2 => pass_at::<Fixed, _>(level, Scaled::<2>::new(&values(), scales), matrix, x),
         Format::F16 => pass(Half, matrix, x),
         Format::Bf16 => pass(Brain, matrix, x),
         // A gather, which more lanes make no faster.

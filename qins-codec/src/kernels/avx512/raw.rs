@@ -29,7 +29,8 @@ impl Block for Half {
         // SAFETY: as the caller promises.
         let mut weights = [unsafe { _mm512_setzero_ps() }; VECTORS];
         for (weights, codes) in weights.iter_mut().zip(codes.chunks(32)) {
-            let mask = u16::MAX >> (16 - codes.len() / 2);
+            // Of whole codes: half a code at the end, which alone would be none, is not read.
+            let mask = u16::MAX.checked_shr(16 - codes.len() as u32 / 2).unwrap_or(0);
             // SAFETY: as the caller promises; the mask leaves out what is not of the chunk.
             unsafe {
                 *weights = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, codes.as_ptr().cast()));
@@ -156,6 +157,49 @@ impl Block for Integers {
             let codes = _mm512_loadu_si512(codes.cast());
             let weights = self.upper.map(|upper| _mm512_cvtepi32_ps(_mm512_shuffle_epi8(codes, upper)));
             (weights, super::scales::<2>(&self.scales, scales))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::Kernel;
+
+    struct Part<'a>(&'a [u8]);
+
+    impl Kernel for Part<'_> {
+        type Output = [f32; 64];
+
+        #[inline(always)]
+        fn run(self) -> [f32; 64] {
+            let mut out = [0.0; 64];
+            // SAFETY: this runs at the level; four vectors of sixteen are stored to 64 values.
+            unsafe {
+                for (j, weights) in Half.decode_part(self.0, &[]).0.into_iter().enumerate() {
+                    weights.store(out[16 * j..].as_mut_ptr());
+                }
+            }
+            out
+        }
+    }
+
+    /// As many codes as there are, however many bytes; zeros after them.
+    #[test]
+    fn any_number_of_halves_is_decoded() {
+        if !Level::Avx512.is_supported() {
+            println!("skipped: this processor lacks AVX-512");
+            return;
+        }
+        let bytes: Vec<u8> = (0..128).map(|i| (i * 37 % 124) as u8).collect();
+        for length in 0..=128 {
+            // Of its own, so that a read beyond its end is seen.
+            let codes = bytes[..length].to_vec().into_boxed_slice();
+            let mut expected = [0.0; 64];
+            for (out, &code) in expected.iter_mut().zip(codes.as_chunks::<2>().0) {
+                *out = half::f16::from_le_bytes(code).to_f32();
+            }
+            assert_eq!(Level::Avx512.run(Part(&codes)), expected, "{length} bytes");
         }
     }
 }

@@ -328,18 +328,19 @@ impl<W: Whole> Source for Codes<'_, W> {
         column / 2 * (2 * PAIRS) + W::column(2 * row + column % 2)
     }
 
-    fn base(&self, _: usize) -> f32 {
-        1.0
+    fn base(&self, row: usize) -> f32 {
+        self.matrix.base(row)
     }
 }
 
 impl<W: Whole, const LANES: usize> Decode<Fixed<W::I, Exact, LANES>> for Codes<'_, W> {
     #[inline(always)]
     unsafe fn decode(&self, row: usize, first: usize, count: usize, out: &mut Exact) {
-        let Header { format, cols, .. } = *self.matrix.header();
-        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let header = self.matrix.header();
+        let (code_bytes, scale_bytes) = (header.format.code_bytes(header.cols), header.scale_bytes_of_row());
         let codes = &self.matrix.codes()[row * code_bytes..][..code_bytes][first..];
-        let scales = &self.matrix.scales()[row * scale_bytes..][..scale_bytes][first / (2 * PAIRS)..];
+        let scales = &self.matrix.scales()[row * scale_bytes..][..scale_bytes];
+        let scales = &scales[header.base_bytes() + first / (2 * PAIRS)..];
         // SAFETY: as the caller promises, here and below.
         unsafe { ask_for_next::<<W::I as Integers>::Floats>(codes, code_bytes, COLS) };
         let (whole, last) = codes[..count.min(codes.len())].as_chunks::<TWO>();
@@ -372,6 +373,6 @@ where
     W::I: 'a,
 {
     let Header { format, .. } = *matrix.header();
-    assert!(format.code_bits() == 8 && format.group() == 2 * PAIRS && format.base_bytes() == 0);
+    assert!(format.code_bits() == 8 && format.group() == 2 * PAIRS);
     panels::<Fixed<W::I, Exact, LANES>, _>(Codes { whole, matrix }, matrix, x)
 }

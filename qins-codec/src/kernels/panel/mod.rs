@@ -122,13 +122,14 @@ impl<B: Block> Blocks<'_, B> {
     /// The processor has the instructions of the block.
     #[inline(always)]
     unsafe fn decode(&self, row: usize, first: usize, out: &mut [f32]) {
-        let Header { format, cols, .. } = *self.matrix.header();
-        let (code_bytes, scale_bytes) = (format.code_bytes(cols), format.scale_bytes(cols));
+        let header = self.matrix.header();
+        let cols = header.cols;
+        let (code_bytes, scale_bytes) = (header.format.code_bytes(cols), header.scale_bytes_of_row());
         let first = first / B::COLS;
         let whole = (cols / B::COLS - first).min(out.len() / B::COLS);
         let codes = &self.matrix.codes()[row * code_bytes..][..code_bytes][first * B::CODE_BYTES..];
         let scales = &self.matrix.scales()[row * scale_bytes..][..scale_bytes];
-        let scales = &scales[format.base_bytes() + first * B::SCALES..];
+        let scales = &scales[header.base_bytes() + first * B::SCALES..];
         // SAFETY: as the caller promises.
         unsafe { ask_for_next::<B::V>(codes, code_bytes, COLS / B::COLS * B::CODE_BYTES) };
         let (of_whole, last) = out.split_at_mut(whole * B::COLS);
