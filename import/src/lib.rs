@@ -30,9 +30,12 @@
 
 mod checkpoint;
 mod choose;
+mod compare;
 pub mod container;
 mod error;
+pub mod foreign;
 mod load;
+mod output;
 mod save;
 mod synthetic;
 
@@ -40,6 +43,6 @@ pub use checkpoint::{Checkpoint, CheckpointTensor};
 pub use choose::{Target, choose};
 pub use container::Container;
 pub use error::ImportError;
-pub use load::{Progress, load, load_container, load_encoded, plan};
+pub use load::{Progress, load, load_container, load_encoded, passed_over, plan};
 pub use save::save_container;
 pub use synthetic::synthetic;

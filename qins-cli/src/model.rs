@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::{Config, Phi3};
 use qins_backend::{BufferError, Qins, check_buffers, largest_buffer, weight_bytes};
 use qins_codec::Level;
-use qins_import::{Progress, load, load_container, load_encoded, synthetic};
+use qins_import::{Checkpoint, Progress, load, load_container, load_encoded, passed_over, synthetic};
 use std::time::Instant;
 
 #[cfg(not(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")))]
@@ -212,6 +212,7 @@ impl RunArgs {
         }
         let checkpoint = source.checkpoint()?;
         let policy = self.policy.policy(None, &config, Some(&checkpoint))?;
+        tell_passed_over(&config.init::<AnyBackend>(&Default::default())?, &checkpoint)?;
         let bar = progress_bar(checkpoint.bytes());
         let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
         if policy.is_float() {
@@ -225,6 +226,16 @@ impl RunArgs {
         bar.finish_and_clear();
         coded(task, model)
     }
+}
+
+/// A line on standard error about tensors that the model does not need.
+pub fn tell_passed_over(module: &Phi3<AnyBackend>, checkpoint: &Checkpoint) -> Result<()> {
+    let names = passed_over(module, checkpoint)?;
+    if let Some(first) = names.first() {
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        eprintln!("{}: passed over, for the model computes or shares it: {first}{more}", checkpoint.path().display());
+    }
+    Ok(())
 }
 
 /// On standard error, and only if that is a terminal.
