@@ -194,7 +194,7 @@ impl<'a> Converter<'a> {
         policy: String,
         force: bool,
     ) -> Result<Self, ImportError> {
-        let inputs: Vec<&Path> = checkpoint.files().map(|(path, _)| path).chain([source]).collect();
+        let inputs: Vec<&Path> = [source].into_iter().chain(checkpoint.files().map(|(path, _)| path)).collect();
         let output = Output::check(output, &inputs, force)?;
         let layout = |Planned { name, format, cached }: Planned| {
             let tensor = checkpoint.tensor(&name)?;

@@ -17,7 +17,7 @@ use place::{exchange, give_name};
 use std::{
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 /// Where the output is made.
@@ -57,9 +57,11 @@ impl Output {
             Known::Absent => None,
             _ if !force => return Err(ImportError::Exists { path: path.clone() }),
             Known::Foreign(reason) => return Err(refused(path, &reason)),
-            known if is_mount_point(path) => {
-                drop(known);
+            _ if is_mount_point(path) => {
                 return Err(refused(path, "something is mounted there: give a directory in it"));
+            }
+            _ if std::env::current_dir().is_ok_and(|current| is_same(&current, path)) => {
+                return Err(refused(path, "it is the current directory: change to another first"));
             }
             known => Some(known),
         };
@@ -260,13 +262,13 @@ fn require_apart(output: &Path, input: &Path) -> Result<(), ImportError> {
     Ok(())
 }
 
-/// The path with a last component that is a name, which `.`, `..` and links in the middle may hide.
+/// The path without what may hide its last name: slashes and dots at its end, and `..`, which only the system resolves.
 fn plain(path: &Path) -> Result<PathBuf, ImportError> {
-    match path.file_name() {
-        // Without slashes and dots at the end.
-        Some(name) => Ok(path.parent().map_or_else(|| name.into(), |parent| parent.join(name))),
-        None => fs::canonicalize(path).map_err(write_error(path)),
-    }
+    let canonical = |path: &Path| fs::canonicalize(path).map_err(write_error(path));
+    let Some(name) = path.file_name() else { return canonical(path) };
+    let parent = parent(path);
+    let is_hidden = parent.components().any(|component| component == Component::ParentDir);
+    Ok(if is_hidden { canonical(parent)?.join(name) } else { path.with_file_name(name) })
 }
 
 /// Whether two paths lead to one file or directory, whatever they are called.
