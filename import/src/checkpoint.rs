@@ -1,4 +1,4 @@
-use crate::{FileAccess, ImportError, file_bytes::FileBytes};
+use crate::{FileAccess, ImportError, file_bytes::FileBytes, foreign};
 use bytes::Bytes;
 use qins_codec::{EncodeError, Format, Weights, matrix_shape};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -8,7 +8,7 @@ use serde::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fmt,
+    fmt, io,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -96,7 +96,11 @@ impl Checkpoint {
         } else if index.is_file() {
             Self::open_shards(directory, index, access)
         } else {
-            let found = if directory.is_dir() { "no such file" } else { "no such directory" };
+            let found = match std::fs::metadata(directory) {
+                Ok(_) => foreign::of_directory(directory).unwrap_or_else(|| "no such file".to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => "no such directory".to_owned(),
+                Err(error) => error.to_string(),
+            };
             Err(ImportError::NoCheckpoint { directory: directory.to_owned(), found })
         }
     }
@@ -123,6 +127,9 @@ impl Checkpoint {
     fn open_shards(directory: &Path, path: PathBuf, access: FileAccess) -> Result<Self, ImportError> {
         let index_error = |reason: String| ImportError::Index { file: path.clone(), reason };
         let text = std::fs::read(&path).map_err(|source| ImportError::Open { file: path.clone(), source })?;
+        if let Some(found) = foreign::of_bytes(&text) {
+            return Err(ImportError::Foreign { file: path, found });
+        }
         let index: Index = serde_json::from_slice(&text).map_err(|error| index_error(error.to_string()))?;
         let files: BTreeSet<&String> = index.weight_map.values().collect();
         let mut checkpoint = Self { path: path.clone(), shards: Vec::new(), tensors: BTreeMap::new() };
@@ -132,7 +139,12 @@ impl Checkpoint {
                 return Err(index_error(format!("expected names of files beside it, found `{file}`")));
             }
             let file = directory.join(file);
-            let bytes = FileBytes::open(&file, access)?;
+            let bytes = FileBytes::open(&file, access).map_err(|error| match error {
+                ImportError::Open { file, source } if source.kind() == io::ErrorKind::NotFound => {
+                    ImportError::MissingShard { file, index: "model.safetensors.index.json".to_owned(), source }
+                }
+                error => error,
+            })?;
             checkpoint.add_shard(file, bytes)?;
         }
         for (name, file) in &index.weight_map {
@@ -155,6 +167,9 @@ impl Checkpoint {
 
     fn add_shard(&mut self, path: PathBuf, file: FileBytes) -> Result<(), ImportError> {
         let bytes = &file.bytes;
+        if let Some(found) = foreign::of_bytes(&bytes[..bytes.len().min(512)]) {
+            return Err(ImportError::Foreign { file: path, found });
+        }
         let (header, metadata) =
             SafeTensors::read_metadata(bytes).map_err(|source| ImportError::Header { file: path.clone(), source })?;
         let data = size_of::<u64>() + header;
@@ -282,6 +297,17 @@ impl Checkpoint {
 
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Shape, safetensors' name of the type, and bytes of a tensor of any type.
+    pub fn describe(&self, name: &str) -> Option<(&[usize], String, usize)> {
+        let entry = self.tensors.get(name)?;
+        Some((&entry.shape, format!("{:?}", entry.dtype), entry.bytes.len()))
+    }
+
+    /// Whether a tensor's type is one that [`Checkpoint::tensor`] reads.
+    pub fn is_float(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|entry| matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16))
     }
 
     /// A float tensor.

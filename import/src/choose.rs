@@ -1,9 +1,6 @@
 //! A format for each tensor of a checkpoint, chosen by what formats lose of its weights; no data is needed.
 
-use crate::{
-    Checkpoint, ImportError, Progress,
-    load::{compare, parameters},
-};
+use crate::{Checkpoint, ImportError, Progress, compare::compare, load::parameters};
 use burn::{module::Module, tensor::backend::Backend};
 use qins_backend::{Policy, Storage, WeightKind};
 use qins_codec::{Deviation, Format, Header, Slice, Weights, encode, matrix_shape, needs_row_bases, sample_rows};

@@ -22,10 +22,55 @@ pub enum ImportError {
         /// The directory.
         directory: PathBuf,
         /// What is there instead.
+        found: String,
+    },
+    /// A file is something else than its name says, as a pointer of git-lfs.
+    #[error("{}: {found}", file.display())]
+    Foreign {
+        /// The file.
+        file: PathBuf,
+        /// What it is, and what to do.
         found: &'static str,
     },
+    /// A file that the index of the shards names is not there.
+    #[error("{}: {source}: `{index}` names it: the download is not complete", file.display())]
+    MissingShard {
+        /// The file.
+        file: PathBuf,
+        /// The index.
+        index: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The weights are quantized by another program.
+    #[error(
+        "{}: the model is quantized already, by {method}, as `{tensor}` tells: take the float model that it was made of",
+        file.display()
+    )]
+    Quantized {
+        /// The file.
+        file: PathBuf,
+        /// A tensor by whose name it is told.
+        tensor: String,
+        /// Who names tensors so.
+        method: &'static str,
+    },
+    /// A head that should be the embedding is another.
+    #[error(
+        "{}: `{head}` is not equal to `{embedding}`, whose copy it should be where `tie_word_embeddings` is true: set it to \
+         false in config.json if the head was trained apart",
+        file.display()
+    )]
+    TiedHead {
+        /// The file.
+        file: PathBuf,
+        /// The tensor of the head.
+        head: String,
+        /// The tensor of the embedding.
+        embedding: String,
+    },
     /// The file is no safetensors file, or is cut off, or its header contradicts itself.
-    #[error("{}: not a whole safetensors file: {source}", file.display())]
+    #[error("{}: not a whole safetensors file: {source}: was it downloaded to its end?", file.display())]
     Header {
         /// The file.
         file: PathBuf,
@@ -86,6 +131,14 @@ pub enum ImportError {
         /// The type in the file.
         found: Dtype,
     },
+    /// What stands at the output must not be replaced.
+    #[error("{}: not replaced: {reason}", path.display())]
+    Refused {
+        /// The output, or what is in its way.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The output is there already.
     #[error("{} exists: force to replace it", path.display())]
     Exists {
@@ -93,9 +146,9 @@ pub enum ImportError {
         path: PathBuf,
     },
     /// Another process writes the same output.
-    #[error("{}: another conversion is writing here", path.display())]
+    #[error("{}: another process is writing here", path.display())]
     Busy {
-        /// Its journal.
+        /// The directory in which it is made.
         path: PathBuf,
     },
     /// The disk is too full.

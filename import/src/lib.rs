@@ -30,11 +30,14 @@
 
 mod checkpoint;
 mod choose;
+mod compare;
 pub mod container;
 mod error;
 mod file_bytes;
+pub mod foreign;
 mod identity;
 mod load;
+mod output;
 mod save;
 mod synthetic;
 
@@ -43,6 +46,6 @@ pub use choose::{Target, choose};
 pub use container::Container;
 pub use error::ImportError;
 pub use file_bytes::{FileAccess, exit_on_unreadable_page};
-pub use load::{Progress, load, load_container, load_encoded, plan};
+pub use load::{Progress, load, load_container, load_encoded, passed_over, plan};
 pub use save::save_container;
 pub use synthetic::synthetic;

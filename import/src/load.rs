@@ -1,5 +1,6 @@
 use crate::{
     Checkpoint, CheckpointTensor, Container, ImportError,
+    compare::compare,
     container::{Planned, Stored},
 };
 use burn::{
@@ -9,7 +10,6 @@ use burn::{
 use qins_backend::{NoDeviceMemory, ParamPath, Policy, Qins, QinsTensor, device_memory};
 use qins_codec::{Decoder, Format, Header, Weights, needs_row_bases};
 use std::{
-    collections::BTreeSet,
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
@@ -64,6 +64,15 @@ pub fn load_container<B: Backend, M: Module<Qins<B>>>(
     run::<Qins<B>, M, _>(module, container, on_progress)
 }
 
+/// Names of the tensors that loading a module passes over: buffers that follow from the configuration, and a copy of the
+/// embedding where the head is the embedding.
+///
+/// # Errors
+/// As [`load`]: names and shapes are compared.
+pub fn passed_over<B: Backend, M: Module<B>>(module: &M, checkpoint: &Checkpoint) -> Result<Vec<String>, ImportError> {
+    compare(&parameters::<B, M>(module, None)?, checkpoint)
+}
+
 /// What the parameters of a module shall become in a container, by their names in the checkpoint.
 ///
 /// # Errors
@@ -90,6 +99,8 @@ pub(crate) trait Tensors {
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
     /// `None` if there is no such tensor.
     fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>>;
+    /// The checkpoint, if that is what they are in.
+    fn checkpoint(&self) -> Option<&Checkpoint>;
 }
 
 /// Makes parameters of tensors.
@@ -128,6 +139,10 @@ impl Tensors for Checkpoint {
     fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>> {
         self.contains(name).then(|| Ok(self.tensor(name)?.shape().to_vec()))
     }
+
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        Some(self)
+    }
 }
 
 impl Tensors for Container {
@@ -145,6 +160,10 @@ impl Tensors for Container {
 
     fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>> {
         Some(Ok(self.manifest().tensors.get(name)?.shape.clone()))
+    }
+
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        None
     }
 }
 
@@ -351,36 +370,11 @@ pub(crate) fn parameters<B: Backend, M: Module<B>>(
     Ok(parameters.found)
 }
 
-/// Every parameter against the header.
-pub(crate) fn compare(parameters: &[Parameter], tensors: &dyn Tensors) -> Result<(), ImportError> {
-    let file = || tensors.path().to_owned();
-    let mut missing = Vec::new();
-    for Parameter { name, shape: expected, .. } in parameters {
-        match tensors.shape(name).transpose()? {
-            None => missing.push(name.clone()),
-            Some(found) if found != *expected => {
-                let (tensor, expected) = (name.clone(), expected.clone());
-                return Err(ImportError::Shape { file: tensors.file_of(name), tensor, expected, found });
-            }
-            Some(_) => (),
-        }
-    }
-    if !missing.is_empty() {
-        return Err(ImportError::Missing { file: file(), names: missing });
-    }
-    let known: BTreeSet<&str> = parameters.iter().map(|parameter| parameter.name.as_str()).collect();
-    let extra: Vec<_> = tensors.names().filter(|name| !known.contains(name)).map(str::to_owned).collect();
-    if !extra.is_empty() {
-        return Err(ImportError::Extra { file: file(), names: extra });
-    }
-    Ok(())
-}
-
 /// A parameter as the checkpoint should have it.
 pub(crate) struct Parameter {
     pub(crate) name: String,
     pub(crate) path: ParamPath,
-    shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
 }
 
 /// Collects names and shapes without initialising a parameter.

@@ -4,12 +4,10 @@ use crate::{
     ImportError,
     container::{
         CONTAINER_FILE, Manifest, PRODUCER, hexadecimal,
-        write::{
-            Layout, arrange, constants, header, header_room, put_in_place, remove_directory, require_space, version,
-            with_extension, write_error,
-        },
+        write::{Layout, arrange, constants, header, header_room, require_space, version},
     },
     load::in_checkpoint,
+    output::{Output, write_error},
 };
 use burn::{
     module::{Module, ModuleVisitor, Param},
@@ -20,7 +18,7 @@ use qins_codec::Encoded;
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::File,
     io::{BufWriter, Write},
     path::Path,
 };
@@ -29,15 +27,14 @@ use std::{
 /// f32. [`load_container`](crate::load_container) gives it back.
 ///
 /// # Errors
-/// If `output` exists, unless `force` allows to replace it, or cannot be written.
+/// If `output` exists, unless `force` allows to replace it and it is a container or an export as it was written, or cannot
+/// be written.
 pub fn save_container<B: Backend, M: Module<Qins<B>>>(
     module: &M,
     output: &Path,
     force: bool,
 ) -> Result<(), ImportError> {
-    if output.exists() && !force {
-        return Err(ImportError::Exists { path: output.to_owned() });
-    }
+    let target = Output::check(output, &[], force)?;
     let mut collected = Collect { path: ParamPath::default(), found: BTreeMap::new() };
     module.visit(&mut collected);
     let found = collected.found;
@@ -72,22 +69,24 @@ pub fn save_container<B: Backend, M: Module<Qins<B>>>(
         manifest.tensors.insert(tensor.name.clone(), info);
     }
 
-    let partial = with_extension(output, "partial");
-    remove_directory(&partial)?;
-    fs::create_dir_all(&partial).map_err(write_error(&partial))?;
-    let path = partial.join(CONTAINER_FILE);
-    let failed = write_error(&path);
     let mut header = header(&tensors, &manifest);
     header.resize(header_room(header.len()), b' ');
-    require_space(&partial, data_bytes + header.len() as u64)?;
-    let mut file = BufWriter::new(File::create(&path).map_err(&failed)?);
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(&failed)?;
-    file.write_all(&header).map_err(&failed)?;
-    for tensor in &tensors {
-        found[&tensor.name].write(tensor, |bytes| file.write_all(bytes)).map_err(&failed)?;
+    let partial = target.begin(&[CONTAINER_FILE])?;
+    let write = |path: &Path| -> Result<(), ImportError> {
+        require_space(partial.path(), data_bytes + header.len() as u64)?;
+        let failed = write_error(path);
+        let mut file = BufWriter::new(File::create(path).map_err(&failed)?);
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(&failed)?;
+        file.write_all(&header).map_err(&failed)?;
+        for tensor in &tensors {
+            found[&tensor.name].write(tensor, |bytes| file.write_all(bytes)).map_err(&failed)?;
+        }
+        file.flush().map_err(&failed)
+    };
+    match write(&partial.path().join(CONTAINER_FILE)) {
+        Ok(()) => partial.finish(None),
+        Err(error) => partial.discard().and(Err(error)),
     }
-    file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(&failed)?;
-    put_in_place(&partial, output)
 }
 
 /// A parameter as the checkpoint would have it; the tensor is shared with the module.

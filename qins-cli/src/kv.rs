@@ -1,6 +1,6 @@
 //! How keys and values are stored, and how long texts are run, on the command line.
 
-use crate::output;
+use crate::files::{Replace, Target};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use clap::ValueEnum;
@@ -13,8 +13,8 @@ use qins_kv_cache::{
 use std::{
     any::TypeId,
     fs::File,
-    io::{BufReader, BufWriter, ErrorKind},
-    path::PathBuf,
+    io::{BufReader, BufWriter, ErrorKind, Read},
+    path::{Path, PathBuf},
 };
 
 /// The key-value cache.
@@ -127,6 +127,15 @@ impl LongArgs {
     /// Leaves what was run to a later run.
     pub fn keep<B: Backend>(&self, hash: Option<&ModelHash>, prefix: &Prefix<B, ChosenKv<B>>) -> Result<()> {
         let (Some(path), Some(hash)) = (&self.cache, hash) else { return Ok(()) };
-        output::file_by(path, |file| Ok(file::save(hash, prefix, BufWriter::with_capacity(1 << 20, file))?))
+        let replace = Replace::Own { what: "a key-value cache", is_own: &is_cache };
+        Target::new(path, &replace)?
+            .write(|file| Ok(file::save(hash, prefix, BufWriter::with_capacity(1 << 20, file))?))
     }
+}
+
+/// Whether a file begins as caches of any version do.
+fn is_cache(path: &Path) -> bool {
+    const START: &[u8; 6] = b"QINSKV";
+    let mut start = [0; START.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *START
 }

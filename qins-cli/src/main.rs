@@ -2,6 +2,7 @@
 
 mod commands;
 mod device;
+mod files;
 mod ids;
 mod kv;
 mod memory;
@@ -74,7 +75,7 @@ fn main() -> ExitCode {
         // The reader of our output has seen enough.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("qins: {error:#}");
+            eprintln!("qins: {}", output::told(&error));
             ExitCode::FAILURE
         }
     }

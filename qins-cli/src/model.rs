@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use phi35_model::{Config, Phi3};
 use qins_backend::{BufferError, Qins, check_buffers, largest_buffer, weight_bytes};
 use qins_codec::Level;
-use qins_import::{FileAccess, Progress, load, load_container, load_encoded, synthetic};
+use qins_import::{Checkpoint, FileAccess, Progress, load, load_container, load_encoded, passed_over, synthetic};
 use qins_kv_cache::file::ModelHash;
 use sha2::{Digest, Sha256};
 use std::time::Instant;
@@ -237,6 +237,7 @@ impl RunArgs {
         let checkpoint = source.checkpoint_with(access)?;
         let policy = self.policy.policy(None, &config, Some(&checkpoint))?;
         let hash = needs_hash.then(|| hash(checkpoint.sha256(), &policy.to_string())).transpose()?;
+        tell_passed_over(&config.init::<AnyBackend>(&Default::default())?, &checkpoint)?;
         let bar = progress_bar(checkpoint.bytes());
         let on_progress = |progress: Progress<'_>| bar.inc(progress.bytes as u64);
         if policy.is_float() {
@@ -250,6 +251,16 @@ impl RunArgs {
         bar.finish_and_clear();
         coded(task, model, hash)
     }
+}
+
+/// A line on standard error about tensors that the model does not need.
+pub fn tell_passed_over(module: &Phi3<AnyBackend>, checkpoint: &Checkpoint) -> Result<()> {
+    let names = passed_over(module, checkpoint)?;
+    if let Some(first) = names.first() {
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        eprintln!("{}: passed over, for the model computes or shares it: {first}{more}", checkpoint.path().display());
+    }
+    Ok(())
 }
 
 /// On standard error, and only if that is a terminal.

@@ -1,12 +1,8 @@
 //! What every command prints: one JSON object, or text that pipes.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
-use std::{
-    fs::File,
-    io::{self, Write},
-    path::Path,
-};
+use std::io::{self, Write};
 
 /// Exit status of a program that Ctrl-C ended.
 pub const INTERRUPTED: i32 = 130;
@@ -23,23 +19,18 @@ pub fn text(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Writes beside the target and renames, so that a half-written file never has its name.
-pub fn file(path: &Path, bytes: &[u8]) -> Result<()> {
-    file_by(path, |file| Ok(file.write_all(bytes)?))
-}
-
-/// The same for what `write` writes.
-pub fn file_by(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = || format!("cannot write {}", path.display());
-    let mut builder = tempfile::Builder::new();
-    // As any program creates files, instead of readable by the owner alone.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut temporary = builder.tempfile_in(directory).with_context(cannot)?;
-    write(temporary.as_file_mut()).with_context(cannot)?;
-    temporary.persist(path).with_context(cannot)?;
-    Ok(())
+/// An error in one line: what it is, and what brought it about. A cause that a text before it holds already is left out:
+/// errors of libraries tell their cause and hand it on as well.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Whether the error is only that nobody reads our output any more.

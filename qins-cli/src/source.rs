@@ -2,14 +2,16 @@
 
 use anyhow::{Context, Result, bail};
 use phi35_model::{ChatTemplate, Config, GenerationConfig, Tokenizer};
-use qins_import::{Checkpoint, Container, FileAccess};
+use qins_import::{Checkpoint, Container, FileAccess, container::CONTAINER_FILE, foreign};
 use std::{
     borrow::Cow,
     convert::Infallible,
     fmt,
+    io::ErrorKind,
     path::{Path, PathBuf},
     str::FromStr,
 };
+use tempfile::TempDir;
 
 /// What `<model>` on the command line means.
 #[derive(Debug, Clone)]
@@ -46,6 +48,34 @@ impl fmt::Display for Source {
     }
 }
 
+/// Fails where there is no directory.
+fn require_directory(path: &Path, expected: &str) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => {
+            let found = foreign::of_directory(path);
+            bail!("{}: expected {expected}, found {}", path.display(), found.as_deref().unwrap_or("no directory"))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("{}: expected {expected}, found no such directory", path.display())
+        }
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+/// Opens a container, or tells what is there instead.
+pub fn require_container(directory: &Path) -> Result<Container> {
+    require_directory(directory, "a container")?;
+    if !Container::is_at(directory) {
+        let found = match Checkpoint::open(directory) {
+            Ok(_) => "a model that is not encoded: `qins convert` makes one of it".to_owned(),
+            Err(_) => foreign::of_directory(directory).unwrap_or_else(|| "no such file".to_owned()),
+        };
+        bail!("{}: expected a container, which holds `{CONTAINER_FILE}`, found {found}", directory.display());
+    }
+    Ok(Container::open(directory)?)
+}
+
 impl Source {
     /// What errors call a file of the model.
     fn path(&self, name: &str) -> PathBuf {
@@ -57,32 +87,59 @@ impl Source {
 
     /// A file, if the model has it.
     fn read(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>> {
+        let path = self.path(name);
+        let bytes = match self {
+            Self::Demo => {
+                return Ok(DEMO.iter().find(|(known, _)| *known == name).map(|(_, bytes)| Cow::Borrowed(*bytes)));
+            }
+            Self::Directory(directory) => {
+                require_directory(directory, "a model directory (or `demo`)")?;
+                match std::fs::read(&path) {
+                    Ok(bytes) => bytes,
+                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                    Err(error) => return Err(error).with_context(|| path.display().to_string()),
+                }
+            }
+        };
+        match foreign::of_bytes(&bytes) {
+            Some(found) => bail!("{}: {found}", path.display()),
+            None => Ok(Some(bytes.into())),
+        }
+    }
+
+    /// The directory, and for the model that is part of the program one that is there as long as the second value.
+    pub fn in_a_directory(&self) -> Result<(PathBuf, Option<TempDir>)> {
         match self {
-            Self::Demo => Ok(DEMO.iter().find(|(known, _)| *known == name).map(|(_, bytes)| Cow::Borrowed(*bytes))),
-            Self::Directory(directory) => match std::fs::read(directory.join(name)) {
-                Ok(bytes) => Ok(Some(bytes.into())),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error).with_context(|| self.path(name).display().to_string()),
-            },
+            Self::Directory(directory) => Ok((directory.clone(), None)),
+            Self::Demo => {
+                let unpacked = TempDir::with_prefix("qins-demo-")?;
+                DEMO.iter().try_for_each(|(name, bytes)| std::fs::write(unpacked.path().join(name), bytes))?;
+                Ok((unpacked.path().to_owned(), Some(unpacked)))
+            }
         }
     }
 
     /// `config.json`.
     pub fn config(&self) -> Result<Config> {
-        if let Self::Directory(directory) = self
-            && !directory.is_dir()
-        {
-            bail!("{}: expected a model directory (or `demo`), found no such directory", directory.display());
-        }
         let json = self.config_bytes()?;
+        // What is no JSON is told below.
+        if let Some(other) = serde_json::from_slice(&json).ok().and_then(|config| foreign::of_config(&config)) {
+            bail!("{}: {other}", self.path("config.json").display());
+        }
         Config::from_json(&json, &self.path("config.json")).with_context(|| format!("cannot run {self}"))
     }
 
     /// `config.json` as it is.
     pub fn config_bytes(&self) -> Result<Cow<'static, [u8]>> {
-        let path = self.path("config.json");
-        let json = self.read("config.json")?;
-        json.with_context(|| format!("{}: expected a configuration, found no such file", path.display()))
+        let Some(json) = self.read("config.json")? else {
+            let found = match self {
+                Self::Directory(directory) => foreign::of_directory(directory),
+                Self::Demo => None,
+            };
+            let found = found.as_deref().unwrap_or("no such file");
+            bail!("{}: expected a configuration, found {found}", self.path("config.json").display());
+        };
+        Ok(json)
     }
 
     /// Ids that end a text: those of `generation_config.json`, else those of `config.json`.
@@ -131,7 +188,7 @@ impl Source {
             Self::Directory(directory) if Container::is_at(directory) => {
                 Ok(Some(Container::open_with(directory, access)?))
             }
-            _ => Ok(None),
+            Self::Directory(_) | Self::Demo => Ok(None),
         }
     }
 

@@ -1,15 +1,15 @@
 //! A container back to a Hugging Face directory, one row in memory at a time.
 
-use super::{
-    Container, Stored,
-    write::{copy_files, put_in_place, remove_directory, require_space, with_extension, write_error},
+use super::{Container, Stored, files, write::require_space};
+use crate::{
+    ImportError,
+    output::{Output, write_error},
 };
-use crate::ImportError;
 use half::bf16;
 use qins_codec::{Decoder, Weights};
 use serde_json::{Map, Value, json};
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{BufWriter, Write},
     path::Path,
 };
@@ -31,6 +31,13 @@ impl Exported {
         }
     }
 
+    fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -39,11 +46,15 @@ impl Exported {
     }
 }
 
-/// Writes a Hugging Face directory `output` of the container in `directory`: weights decoded, other files as they are.
-/// Returns the bytes written. What is not whole stands under `<output>.partial`.
+/// The file of the weights.
+const WEIGHTS_FILE: &str = "model.safetensors";
+
+/// Writes a Hugging Face directory `output` of the container in `directory`: weights decoded, in one file; `config.json` with
+/// their type; other files as they are. Returns the bytes written. What is not whole stands under `<output>.partial`.
 ///
 /// # Errors
-/// If `output` exists, unless `force` allows to replace it, or cannot be written.
+/// If `output` exists, unless `force` allows to replace it and it is a container or an export as it was written
+/// ([`ImportError::Refused`]), or cannot be written.
 pub fn export(
     container: &Container,
     directory: &Path,
@@ -52,9 +63,7 @@ pub fn export(
     force: bool,
     mut on_tensor: impl FnMut(&str, usize),
 ) -> Result<u64, ImportError> {
-    if output.exists() && !force {
-        return Err(ImportError::Exists { path: output.to_owned() });
-    }
+    let output = Output::check(output, &[directory, container.path()], force)?;
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut at = 0;
@@ -67,25 +76,62 @@ pub fn export(
     let mut header = Value::from(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let partial = with_extension(output, "partial");
-    remove_directory(&partial)?;
-    fs::create_dir_all(&partial).map_err(write_error(&partial))?;
     let bytes = (size_of::<u64>() + header.len() + at) as u64;
-    require_space(&partial, bytes)?;
-    let path = partial.join("model.safetensors");
-    let failed = write_error(&path);
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(&failed)?);
-    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(&failed)?;
-    file.write_all(&header).map_err(&failed)?;
-    for name in container.names() {
-        let written = write_tensor(container, name, dtype, &mut file).map_err(&failed)?;
-        container.forget(name);
-        on_tensor(name, written);
+    let beside = files::beside_weights(directory)?;
+    let names: Vec<&str> = beside.iter().map(String::as_str).chain([WEIGHTS_FILE]).collect();
+    let partial = output.begin(&names)?;
+    let mut write = |path: &Path| -> Result<(), ImportError> {
+        require_space(partial.path(), bytes)?;
+        let failed = write_error(path);
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(&failed)?);
+        file.write_all(&(header.len() as u64).to_le_bytes()).map_err(&failed)?;
+        file.write_all(&header).map_err(&failed)?;
+        for name in container.names() {
+            let written = write_tensor(container, name, dtype, &mut file).map_err(&failed)?;
+            container.forget(name);
+            on_tensor(name, written);
+        }
+        file.flush().map_err(&failed)?;
+        files::copy(&beside, directory, partial.path(), |name, bytes| match name {
+            files::CONFIG => config_of_type(bytes, dtype),
+            _ => bytes,
+        })
+    };
+    match write(&partial.path().join(WEIGHTS_FILE)) {
+        Ok(()) => partial.finish(None).map(|()| bytes),
+        Err(error) => partial.discard().and(Err(error)),
     }
-    file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(&failed)?;
-    copy_files(directory, &partial)?;
-    put_in_place(&partial, output)?;
-    Ok(bytes)
+}
+
+/// `config.json` that names the type of the weights, as transformers before and since version 5 calls it. All else stays as
+/// it is written, digit by digit.
+fn config_of_type(json: Vec<u8>, dtype: Exported) -> Vec<u8> {
+    let parse = |text: &str| serde_json::from_str::<Map<String, Value>>(text).ok();
+    let Some((mut text, mut fields)) =
+        String::from_utf8(json.clone()).ok().and_then(|text| Some((text.clone(), parse(&text)?)))
+    else {
+        return json;
+    };
+    let named: Vec<&str> = ["torch_dtype", "dtype"].into_iter().filter(|&key| fields.contains_key(key)).collect();
+    let named = if named.is_empty() { vec!["torch_dtype"] } else { named };
+    for key in named {
+        let old = fields.insert(key.to_owned(), dtype.torch_name().into());
+        // The key may stand in an inner object, too, or in a string: the right place is where it makes the right fields.
+        let quoted = format!("\"{key}\"");
+        let places = text.match_indices(&quoted).map(|(at, found)| at + found.len());
+        let changed = places.filter_map(|at| {
+            let value = at + text[at..].find(|c: char| c != ':' && !c.is_whitespace())?;
+            let end = value + old.as_ref()?.to_string().len();
+            Some(format!("{}\"{}\"{}", &text[..value], dtype.torch_name(), text.get(end..)?))
+        });
+        let added = text.replacen('{', &format!("{{\n  \"{key}\": \"{}\",", dtype.torch_name()), 1);
+        let changed = changed.chain([added]).find(|text| parse(text).as_ref() == Some(&fields));
+        match changed {
+            Some(changed) => text = changed,
+            None => return json,
+        }
+    }
+    text.into_bytes()
 }
 
 fn write_tensor(container: &Container, name: &str, dtype: Exported, file: &mut impl Write) -> std::io::Result<usize> {

@@ -8,9 +8,11 @@
 //! Nothing here knows Burn.
 
 mod export;
+pub(crate) mod files;
 mod read;
 pub(crate) mod write;
 
+pub use crate::output::LIST_FILE;
 pub use export::{Exported, export};
 pub use read::{Container, Stored};
 pub use write::{Converted, Converter, Planned, Step};

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     FileAccess, ImportError,
     checkpoint::{Checkpoint, CheckpointTensor},
+    output::sha256_of,
 };
 use bytes::Bytes;
 use qins_codec::{Format, Header, matrix_shape};
@@ -15,7 +16,6 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Read,
     path::Path,
 };
 
@@ -239,16 +239,7 @@ impl Container {
     pub fn verify_source(&self, directory: &Path) -> Result<(), ImportError> {
         for source in &self.manifest.sources {
             let path = directory.join(&source.file);
-            let open = |error| ImportError::Open { file: path.clone(), source: error };
-            let mut file = std::fs::File::open(&path).map_err(open)?;
-            let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
-            loop {
-                match file.read(&mut block).map_err(open)? {
-                    0 => break,
-                    n => hash.update(&block[..n]),
-                }
-            }
-            let found = hexadecimal(hash.finalize());
+            let found = sha256_of(&path)?;
             if found != source.sha256 {
                 return Err(ImportError::Source { file: path, expected: source.sha256.clone(), found });
             }

@@ -2,9 +2,12 @@
 
 use super::{
     ALIGNMENT, CONTAINER_FILE, CONTAINER_VERSION, CodeConstants, FIRST_CONTAINER_VERSION, MANIFEST, Manifest, PARTS,
-    PRODUCER, SourceFile, TensorInfo, hexadecimal, planes,
+    PRODUCER, SourceFile, TensorInfo, files, hexadecimal, planes,
 };
-use crate::{Checkpoint, ImportError};
+use crate::{
+    Checkpoint, ImportError,
+    output::{Output, write_error},
+};
 use qins_codec::{
     Deviation, EncodeError, Encoded, Format, Header, HeaderError, WorstRow, encode, matrix_shape, needs_row_bases,
 };
@@ -19,18 +22,6 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc,
 };
-
-/// Files of a model directory that a container takes over as they are. The configuration last: without it nothing runs what
-/// does not have its name yet.
-const COPIED: [&str; 7] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "LICENSE",
-    "config.json",
-];
 
 /// Finished tensors, a line of JSON each, after a line that says what is being made.
 const JOURNAL: &str = "journal.jsonl";
@@ -73,7 +64,7 @@ pub struct Converted {
 pub struct Converter<'a> {
     source: &'a Path,
     checkpoint: &'a Checkpoint,
-    output: PathBuf,
+    output: Output,
     policy: String,
     tensors: Vec<Layout>,
 }
@@ -210,7 +201,9 @@ impl<'a> Converter<'a> {
     /// are read once, because their range decides how many bytes they take.
     ///
     /// # Errors
-    /// If a planned tensor is missing, no float or holds weights that cannot be encoded, or if `output` exists, unless `force` allows to replace it.
+    /// If a planned tensor is missing, no float or holds weights that cannot be encoded, or if `output` exists, unless
+    /// `force` allows to replace it: a container or an export that is as it was written, which does not hold the source
+    /// ([`ImportError::Refused`]).
     pub fn new(
         source: &'a Path,
         checkpoint: &'a Checkpoint,
@@ -219,9 +212,8 @@ impl<'a> Converter<'a> {
         policy: String,
         force: bool,
     ) -> Result<Self, ImportError> {
-        if output.exists() && !force {
-            return Err(ImportError::Exists { path: output.to_owned() });
-        }
+        let inputs: Vec<&Path> = [source].into_iter().chain(checkpoint.files().map(|(path, _)| path)).collect();
+        let output = Output::check(output, &inputs, force)?;
         let layout = |Planned { name, format, cached }: Planned| {
             let tensor = checkpoint.tensor(&name)?;
             let plain = (tensor.dtype_name(), tensor.bytes() / tensor.shape().iter().product::<usize>().max(1));
@@ -238,7 +230,7 @@ impl<'a> Converter<'a> {
         };
         let mut tensors: Vec<Layout> = planned.into_iter().map(layout).collect::<Result<_, _>>()?;
         arrange(&mut tensors);
-        Ok(Self { source, checkpoint, output: output.to_owned(), policy, tensors })
+        Ok(Self { source, checkpoint, output, policy, tensors })
     }
 
     /// Bytes of all tensors in the container.
@@ -246,10 +238,39 @@ impl<'a> Converter<'a> {
         self.tensors.iter().map(|tensor| tensor.bytes() as u64).sum()
     }
 
+    /// Where it is written until it is whole: `<output>.partial`.
+    pub fn partial(&self) -> PathBuf {
+        self.output.partial()
+    }
+
     /// Writes `<output>.partial`, going on where an earlier run of the same conversion was interrupted, and gives it its
-    /// name when it is whole. Killed at any moment, it leaves nothing under the name of the output.
+    /// name when it is whole. Killed at any moment, it leaves nothing under the name of the output but what was there.
     pub fn run(self, mut on_step: impl FnMut(Step<'_>)) -> Result<Converted, ImportError> {
+        let beside = files::beside_weights(self.source)?;
         let sources = self.hash_sources(&mut on_step);
+        let names: Vec<&str> = beside.iter().map(String::as_str).chain([CONTAINER_FILE, JOURNAL]).collect();
+        let partial = self.output.begin(&names)?;
+        match self.write_to(partial.path(), &beside, sources, on_step) {
+            Ok(converted) => {
+                partial.finish(Some(JOURNAL))?;
+                Ok(converted)
+            }
+            // What is finished is kept for the next run, where there is anything to go on with.
+            Err(error @ ImportError::Write { .. }) if has_lines(&partial.path().join(JOURNAL)) => Err(error),
+            Err(error) => {
+                partial.discard()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn write_to(
+        &self,
+        partial: &Path,
+        beside: &[String],
+        sources: Vec<SourceFile>,
+        mut on_step: impl FnMut(Step<'_>),
+    ) -> Result<Converted, ImportError> {
         let mut manifest = Manifest {
             version: version(&self.tensors),
             producer: PRODUCER.to_owned(),
@@ -264,8 +285,6 @@ impl<'a> Converter<'a> {
         let reserved = header_room(longest.len());
         manifest.tensors.clear();
 
-        let partial = with_extension(&self.output, "partial");
-        fs::create_dir_all(&partial).map_err(write_error(&partial))?;
         let plan = Plan { header_sha256: hexadecimal(Sha256::digest(&longest)) };
         let (mut journal, finished) = open_journal(&partial.join(JOURNAL), &plan, &self.tensors)?;
         let data = partial.join(CONTAINER_FILE);
@@ -275,7 +294,7 @@ impl<'a> Converter<'a> {
         let done = &self.tensors[..finished.len()];
         let start = (size_of::<u64>() + reserved) as u64;
         let end = start + done.iter().map(|t| t.bytes() as u64).sum::<u64>();
-        require_space(&partial, start + self.bytes() - end)?;
+        require_space(partial, start + self.bytes() - end)?;
         file.set_len(end).map_err(&failed)?;
         file.seek(SeekFrom::Start(end)).map_err(&failed)?;
         let mut worst_rows = BTreeMap::new();
@@ -284,7 +303,7 @@ impl<'a> Converter<'a> {
             worst_rows.extend(worst_row.map(|row| (name.clone(), row)));
             manifest.tensors.insert(name, info);
         }
-        let (converter, remaining) = (&self, &self.tensors[done.len()..]);
+        let (converter, remaining) = (self, &self.tensors[done.len()..]);
         // A tensor is written while the next is encoded.
         std::thread::scope(|scope| {
             let (hand_over, made) = mpsc::sync_channel(0);
@@ -302,7 +321,7 @@ impl<'a> Converter<'a> {
                 file.sync_data().map_err(&failed)?;
                 let finished = Finished { name: tensor.name.clone(), info, worst_row };
                 let line = serde_json::to_string(&finished).expect("strings and numbers") + "\n";
-                journal.write_all(line.as_bytes()).and_then(|()| journal.sync_data()).map_err(write_error(&partial))?;
+                journal.write_all(line.as_bytes()).and_then(|()| journal.sync_data()).map_err(write_error(partial))?;
                 on_step(Step::Wrote(&finished.name, &finished.info, worst_row));
                 worst_rows.extend(worst_row.map(|row| (finished.name.clone(), row)));
                 manifest.tensors.insert(finished.name, finished.info);
@@ -318,10 +337,7 @@ impl<'a> Converter<'a> {
         file.write_all(&header).map_err(&failed)?;
         file.sync_all().map_err(&failed)?;
         let bytes = file.metadata().map_err(&failed)?.len();
-        copy_files(self.source, &partial)?;
-        drop(journal);
-        fs::remove_file(partial.join(JOURNAL)).map_err(write_error(&partial))?;
-        put_in_place(&partial, &self.output)?;
+        files::copy(beside, self.source, partial, |_, bytes| bytes)?;
         Ok(Converted { manifest, bytes, worst_rows })
     }
 
@@ -387,22 +403,6 @@ impl<'a> Converter<'a> {
     }
 }
 
-/// Takes over what is no weight.
-pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<(), ImportError> {
-    for name in COPIED {
-        let (from, to) = (from.join(name), to.join(name));
-        if from.is_file() {
-            let bytes = fs::read(&from).map_err(|source| ImportError::Open { file: from, source })?;
-            // Not its permissions: a copy that cannot be written could not be written again.
-            fs::write(&to, bytes).map_err(write_error(&to))?;
-        } else if to.is_file() {
-            // Of an earlier run with another source.
-            fs::remove_file(&to).map_err(write_error(&to))?;
-        }
-    }
-    Ok(())
-}
-
 /// Fails where a file system tells that it has less.
 pub(crate) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportError> {
     match fs4::available_space(directory) {
@@ -456,14 +456,16 @@ fn revision(source: &Path) -> Option<String> {
     (parent == "snapshots").then(|| source.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
+/// Whether the journal names a finished tensor.
+fn has_lines(journal: &Path) -> bool {
+    fs::read_to_string(journal).is_ok_and(|text| text.lines().count() > 1)
+}
+
 /// Opens the journal for more lines, and reads those of an earlier run of the same plan.
 fn open_journal(path: &Path, plan: &Plan, tensors: &[Layout]) -> Result<(File, Vec<Finished>), ImportError> {
     let failed = write_error(path);
     let mut file =
         OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(&failed)?;
-    if file.try_lock().is_err() {
-        return Err(ImportError::Busy { path: path.to_owned() });
-    }
     let mut reader = BufReader::new(&file);
     let mut line = String::new();
     // A line that was cut off does not count.
@@ -490,36 +492,4 @@ fn open_journal(path: &Path, plan: &Plan, tensors: &[Layout]) -> Result<(File, V
         file.write_all(line.as_bytes()).map_err(&failed)?;
     }
     Ok((file, finished))
-}
-
-pub(crate) fn with_extension(path: &Path, extension: &str) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(extension);
-    path.with_file_name(name)
-}
-
-/// Gives a whole directory its name. One that has the name already is moved aside first, so that at any moment the old or
-/// the new one is there.
-pub(crate) fn put_in_place(partial: &Path, output: &Path) -> Result<(), ImportError> {
-    let old = with_extension(output, "old");
-    let replaces = output.exists();
-    if replaces {
-        remove_directory(&old)?;
-        fs::rename(output, &old).map_err(write_error(output))?;
-    }
-    fs::rename(partial, output).map_err(write_error(output))?;
-    if replaces { remove_directory(&old) } else { Ok(()) }
-}
-
-pub(crate) fn remove_directory(path: &Path) -> Result<(), ImportError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(write_error(path)(error)),
-        _ => Ok(()),
-    }
-}
-
-pub(crate) fn write_error(path: &Path) -> impl Fn(std::io::Error) -> ImportError {
-    let path = path.to_owned();
-    move |source| ImportError::Write { path: path.clone(), source }
 }

@@ -1,5 +1,5 @@
 use crate::{
-    model::{AnyBackend, Threads, progress_bar},
+    model::{AnyBackend, Threads, progress_bar, tell_passed_over},
     output,
     policy::PolicyArgs,
     source::Source,
@@ -7,7 +7,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use qins_codec::{Format, WorstRow};
 use qins_import::{
-    container::{Container, Converter, Step, TensorInfo},
+    container::{Converter, Step, TensorInfo},
     plan,
 };
 use serde::Serialize;
@@ -18,14 +18,14 @@ use std::{
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face model directory
-    model: PathBuf,
+    /// A Hugging Face model directory, or `demo`
+    model: Source,
     /// Directory to write
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     #[command(flatten)]
     policy: PolicyArgs,
-    /// Replace an existing directory
+    /// Replace an existing container or export that is as it was written; anything else is left alone
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -62,24 +62,32 @@ struct Tensor<'a> {
 
 pub fn run(args: Args) -> Result<()> {
     args.threads.set()?;
-    if Container::is_at(&args.model) {
-        bail!("{}: expected a Hugging Face model directory, found a container", args.model.display());
-    }
     let start = Instant::now();
-    let source = Source::Directory(args.model.clone());
+    let (directory, _unpacked) = args.model.in_a_directory()?;
+    let source = Source::Directory(directory.clone());
+    if source.container()?.is_some() {
+        bail!("{source}: expected a Hugging Face model directory, found a container");
+    }
     let config = source.config()?;
     let checkpoint = source.checkpoint()?;
+    let new = |planned, policy| Converter::new(&directory, &checkpoint, &args.output, planned, policy, args.force);
+    // Before formats are chosen, which may take long.
+    new(Vec::new(), String::new())?;
     let policy = args.policy.policy(Some(Format::Q8), &config, Some(&checkpoint))?;
-    let planned = plan(&config.init::<AnyBackend>(&Default::default())?, &checkpoint, &policy)?;
+    let module = config.init::<AnyBackend>(&Default::default())?;
+    tell_passed_over(&module, &checkpoint)?;
+    let planned = plan(&module, &checkpoint, &policy)?;
     // Every byte is read once to plan, once for its hash and once to encode it.
     let bar = progress_bar(2 * checkpoint.bytes());
     bar.set_prefix("converting");
     bar.tick();
-    let converter = Converter::new(&args.model, &checkpoint, &args.output, planned, policy.to_string(), args.force)?;
+    let converter = new(planned, policy.to_string())?;
 
-    let partial = args.output.display().to_string() + ".partial";
+    let partial = converter.partial();
     ctrlc::set_handler(move || {
-        eprintln!("\nqins: interrupted: the same command goes on from {partial}");
+        if partial.exists() {
+            eprintln!("\nqins: interrupted: the same command goes on from {}", partial.display());
+        }
         std::process::exit(output::INTERRUPTED);
     })
     .context("cannot handle Ctrl-C")?;

@@ -1,10 +1,7 @@
-use crate::{model::progress_bar, output};
+use crate::{model::progress_bar, output, source};
 use anyhow::Result;
 use clap::ValueEnum;
-use qins_import::{
-    Container,
-    container::{Exported, export},
-};
+use qins_import::container::{Exported, export};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -18,7 +15,7 @@ pub struct Args {
     /// Type of the weights: f32 holds exactly what the codes stand for
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
-    /// Replace an existing directory
+    /// Replace an existing container or export that is as it was written; anything else is left alone
     #[arg(long)]
     force: bool,
     /// Print one JSON object
@@ -33,7 +30,7 @@ enum Dtype {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let container = Container::open(&args.container)?;
+    let container = source::require_container(&args.container)?;
     let (dtype, size) = match args.dtype {
         Dtype::F32 => (Exported::F32, 4),
         Dtype::Bf16 => (Exported::Bf16, 2),

@@ -122,11 +122,11 @@ fn tensors(model: &Source) -> Result<(Vec<Tensor>, Option<About>)> {
         return Ok((all.collect(), Some(about)));
     }
     let checkpoint = model.checkpoint()?;
-    let all = checkpoint.names().map(|name| {
-        let found = checkpoint.tensor(name)?;
-        Ok(tensor(name, found.shape(), found.dtype_name().to_lowercase(), found.bytes(), None))
+    let all = checkpoint.names().filter_map(|name| {
+        let (shape, kind, bytes) = checkpoint.describe(name)?;
+        Some(tensor(name, shape, kind.to_lowercase(), bytes, None))
     });
-    Ok((all.collect::<Result<_>>()?, None))
+    Ok((all.collect(), None))
 }
 
 fn text(report: &Report) -> String {

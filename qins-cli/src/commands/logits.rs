@@ -1,15 +1,18 @@
 use crate::{
+    files::{Replace, Target},
     ids,
     kv::KvArgs,
     model::{Loaded, ModelArgs, Run},
     output,
 };
-use anyhow::{Result, bail};
+use anyhow::Result;
 use burn::tensor::backend::Backend;
 use phi35_model::Phi3;
+use qins_import::Checkpoint;
 use safetensors::{Dtype, tensor::TensorView};
 use serde::Serialize;
 use std::{
+    io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -29,7 +32,7 @@ pub struct Args {
     /// File to write: a tensor `logits` [tokens, vocabulary] in f32
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Replace an existing file
+    /// Replace an existing file of logits; any other file is left alone
     #[arg(long)]
     force: bool,
     /// Print one JSON object about the run
@@ -53,13 +56,12 @@ pub fn run(args: Args) -> Result<()> {
         (_, Some(file)) => ids::read(file)?,
         (ids, None) => ids::parse(ids.as_deref().unwrap_or_default())?,
     };
-    if args.output.exists() && !args.force {
-        bail!("{} exists: give --force to replace it", args.output.display());
-    }
+    let target = Target::new(&args.output, &Replace::by_force(args.force, "a file of logits alone", &is_logits))?;
     let logits = args.model.in_float().run(Task { ids, kv: args.kv })?;
     let bytes: Vec<u8> = logits.values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, logits.shape.to_vec(), &bytes)?;
-    output::file(&args.output, &safetensors::serialize([("logits", view)], None)?)?;
+    let file = safetensors::serialize([("logits", view)], None)?;
+    target.write(|to| Ok(to.write_all(&file)?))?;
     if args.json {
         output::json(&Report {
             output: &args.output,
@@ -71,6 +73,11 @@ pub fn run(args: Args) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Whether a file holds a tensor of this command's, and no other.
+fn is_logits(path: &Path) -> bool {
+    Checkpoint::open_file(path).is_ok_and(|file| file.names().eq(["logits"]) && file.is_float("logits"))
 }
 
 struct Task {

@@ -1,6 +1,5 @@
-use crate::{model::progress_bar, output};
+use crate::{model::progress_bar, output, source};
 use anyhow::Result;
-use qins_import::Container;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -17,7 +16,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let container = Container::open(&args.container)?;
+    let container = source::require_container(&args.container)?;
     let bar = progress_bar(container.bytes());
     bar.set_prefix("verifying");
     container.verify(|_, bytes| bar.inc(bytes as u64))?;

@@ -3,6 +3,7 @@
 mod input;
 
 use crate::{
+    files::{self, Replace},
     kv::{KvArgs, LongArgs},
     model::{Loaded, ModelArgs, Run},
     output,
@@ -126,8 +127,8 @@ struct Chat<'a> {
     /// Tokens that the model's context holds.
     context: usize,
     answers: Vec<Answer>,
-    /// The file that `/save` wrote, which it may replace.
-    saved: Option<PathBuf>,
+    /// The file that `/save` wrote, which it may replace, and what it wrote.
+    saved: Option<(PathBuf, String)>,
     load_s: f64,
 }
 
@@ -173,7 +174,7 @@ impl Run for Chat<'_> {
                 Line::Command(command) => {
                     // A command that fails does not end the conversation.
                     if let Err(error) = self.command(command) {
-                        eprintln!("{error:#}");
+                        eprintln!("{}", output::told(&error));
                     }
                 }
             }
@@ -316,14 +317,23 @@ impl Chat<'_> {
     }
 
     fn save(&mut self, file: Option<PathBuf>) -> Result<()> {
-        let file = file.or_else(|| self.saved.clone()).context("expected a file: /save FILE")?;
-        if file.exists() && self.saved.as_ref() != Some(&file) {
-            bail!("{} exists: choose another name", file.display());
-        }
+        let file = file
+            .or_else(|| self.saved.as_ref().map(|(file, _)| file.clone()))
+            .context("expected a file: /save FILE")?;
         let json = serde_json::to_string_pretty(&self.conversation.all_messages())? + "\n";
-        output::file(&file, json.as_bytes())?;
+        // As it was saved last, and not changed since.
+        let is_own = |path: &Path| {
+            let saved = self.saved.as_ref().filter(|(file, _)| file == path);
+            saved.is_some_and(|(_, json)| std::fs::read(path).is_ok_and(|found| found == json.as_bytes()))
+        };
+        let replace = if self.saved.as_ref().is_some_and(|(saved, _)| *saved == file) {
+            Replace::Own { what: "as it was saved", is_own: &is_own }
+        } else {
+            Replace::Nothing { advice: "choose another name" }
+        };
+        files::write(&file, json.as_bytes(), &replace)?;
         eprintln!("(saved to {})", file.display());
-        self.saved = Some(file);
+        self.saved = Some((file, json));
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 mod plot;
 
 use crate::{
+    files::{self, Replace, Target},
     model::{Threads, progress_bar},
     output,
     source::Source,
@@ -9,7 +10,7 @@ use anyhow::{Result, bail};
 use qins_codec::{Deviation, Format, WorstRow, encode};
 use qins_import::Checkpoint;
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Write as _, io::Write as _, path::PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,6 +27,9 @@ pub struct Args {
     /// Draw signal to noise against bits, as SVG
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    /// Replace an existing picture of this program; any other file is left alone
+    #[arg(long, requires = "plot")]
+    force: bool,
     /// Print comma-separated values, a line for each tensor and format
     #[arg(long, conflicts_with = "json")]
     csv: bool,
@@ -105,6 +109,8 @@ impl Sums {
 
 pub fn run(args: Args) -> Result<()> {
     args.threads.set()?;
+    let replace = Replace::by_force(args.force, "a picture as this program drew it", &files::is_signed);
+    let target = args.plot.as_ref().map(|path| Target::new(path, &replace)).transpose()?;
     let checkpoint = if args.model.is_file() {
         Checkpoint::open_file(&args.model)?
     } else {
@@ -112,10 +118,14 @@ pub fn run(args: Args) -> Result<()> {
     };
     let formats = if args.formats.is_empty() { Format::ALL } else { &args.formats };
     // Norms and biases have one dimension and are never encoded unasked.
-    let tensors = checkpoint.names().map(|name| Ok((name, checkpoint.tensor(name)?))).collect::<Result<Vec<_>>>()?;
+    let (floats, others): (Vec<&str>, Vec<&str>) = checkpoint.names().partition(|name| checkpoint.is_float(name));
+    if !others.is_empty() {
+        eprintln!("not measured, for they are no F32, F16 or BF16: {}", in_words(&checkpoint, &others));
+    }
+    let tensors = floats.into_iter().map(|name| Ok((name, checkpoint.tensor(name)?))).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<_> = tensors.into_iter().filter(|(_, tensor)| tensor.shape().len() > 1).collect();
     if tensors.is_empty() {
-        bail!("{}: expected a tensor of two dimensions or more, found none", args.model.display());
+        bail!("{}: expected a float tensor of two dimensions or more, found none", args.model.display());
     }
 
     let bar = progress_bar(tensors.iter().map(|(_, tensor)| tensor.bytes()).sum());
@@ -141,7 +151,7 @@ pub fn run(args: Args) -> Result<()> {
     bar.finish_and_clear();
 
     let total: BTreeMap<&str, Loss> = sums.iter().map(|(&format, sums)| (format, sums.total())).collect();
-    if let Some(path) = &args.plot {
+    if let Some(target) = target {
         let line = |format: &Format| plot::Line {
             name: format.name(),
             bits_per_weight: total[format.name()].bits_per_weight,
@@ -150,7 +160,8 @@ pub fn run(args: Args) -> Result<()> {
         };
         let subject = args.model.file_name().unwrap_or(args.model.as_os_str());
         let lines: Vec<_> = formats.iter().map(line).collect();
-        output::file(path, plot::svg(&subject.to_string_lossy(), tensors.len(), &lines).as_bytes())?;
+        let picture = files::signed(plot::svg(&subject.to_string_lossy(), tensors.len(), &lines), "</svg>\n");
+        target.write(|file| Ok(file.write_all(picture.as_bytes())?))?;
     }
     if args.json {
         return output::json(&serde_json::json!({ "tensors": measured, "total": total }));
@@ -180,4 +191,18 @@ pub fn run(args: Args) -> Result<()> {
     writeln!(text, "all {} tensors", tensors.len())?;
     text.extend(formats.iter().map(|format| total[format.name()].line(format.name(), "")));
     output::text(&text)
+}
+
+/// The first few of some tensors, with their types.
+fn in_words(checkpoint: &Checkpoint, names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let word = |name: &&str| {
+        let kind = checkpoint.describe(name).map_or(String::new(), |(_, kind, _)| kind);
+        format!("{name} ({kind})")
+    };
+    let mut text = names.iter().take(SHOWN).map(word).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text.push_str(&format!(" and {} more", names.len() - SHOWN));
+    }
+    text
 }

@@ -11,16 +11,22 @@ mod render;
 mod results;
 mod tables;
 
-use crate::{commands::eval::report::progress, output, source::Source};
+use crate::{
+    commands::eval::report::progress,
+    files::{self, Replace, Target},
+    output,
+    source::Source,
+};
 use anyhow::{Context, Result, ensure};
 use plan::Plan;
 use results::Results;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Run all measurements on some models and formats and write one page of what they found.
 ///
 /// Writes DIR/report.html, which needs no network, DIR/report.md, DIR/claims.md, a short table, and DIR/results, the
 /// JSON of each command. What is there already is not run again: after Ctrl-C, or with more formats, the same line goes on.
+/// Files of these names that this program did not write, or that were changed since, are left alone, and told.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder to write, made if need be
@@ -49,7 +55,11 @@ struct Written {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    let replace = Replace::Own { what: "as this program wrote it", is_own: &files::is_signed };
     let mut results = Results::open(&args.output)?;
+    // Before commands run for hours.
+    let pages = ["report.html", "report.md", "claims.md"].map(|name| args.output.join(name));
+    pages.iter().try_for_each(|page| Target::new(page, &replace).map(drop))?;
     let mut commands_run = 0;
     if !args.render {
         let models = if args.models.is_empty() { vec!["demo".parse().expect("a model")] } else { args.models };
@@ -64,18 +74,20 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(!results.all().is_empty(), "{}: no results to write a report of", args.output.display());
 
     let page = page::page(&results)?;
-    let write = |name: &str, text: String| -> Result<PathBuf> {
-        let path = args.output.join(name);
-        output::file(&path, text.as_bytes())?;
-        Ok(path)
+    let write = |path: &Path, text: String, end: &str| -> Result<PathBuf> {
+        files::write(path, files::signed(text, end).as_bytes(), &replace)?;
+        Ok(path.to_owned())
     };
     for (name, chart) in page.charts() {
-        write(&format!("{name}.svg"), chart.to_owned()).context("a chart")?;
+        write(&args.output.join(format!("{name}.svg")), chart.to_owned(), "</svg>\n").context("a chart")?;
     }
+    let [html, markdown, claims] = &pages;
+    // A paragraph of its own, where a comment is no part of a table.
+    let with_line = |text: String| text + "\n\n";
     let written = Written {
-        report_html: write("report.html", render::html(&page))?,
-        report_md: write("report.md", render::markdown(&page))?,
-        claims_md: write("claims.md", tables::claims(&results).markdown())?,
+        report_html: write(html, render::html(&page), "</body></html>\n")?,
+        report_md: write(markdown, with_line(render::markdown(&page)), "\n")?,
+        claims_md: write(claims, with_line(tables::claims(&results).markdown()), "\n")?,
         commands: results.all().len(),
         commands_run,
     };

@@ -1,7 +1,7 @@
 //! What commands printed, kept in a file each.
 
 use super::plan::{Step, Subject};
-use crate::output;
+use crate::files::{self, Replace};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -115,7 +115,7 @@ impl Results {
             return Ok(false);
         }
         let output = match &step.subject {
-            Subject::Text { file, seeds } => draw(&step.words, Path::new(file), *seeds)?,
+            Subject::Text { file, seeds } => self.draw(&step.words, Path::new(file), *seeds)?,
             _ => call(&step.words)?,
         };
         self.done.retain(|done| done.command != command);
@@ -124,9 +124,31 @@ impl Results {
         let (subject, model, format) = (subject.clone(), model.clone(), format.clone());
         let done = Done { order, subject, model, format, command, version, machine: Machine::this(), output };
         let path = self.folder.join(format!("{order:03}.json"));
-        output::file(&path, serde_json::to_string(&done)?.as_bytes())?;
+        let advice = "move it away";
+        files::write(&path, serde_json::to_string(&done)?.as_bytes(), &Replace::Nothing { advice })?;
         self.done.push(done);
         Ok(true)
+    }
+
+    /// Texts drawn with some seeds, one after the other in a file.
+    fn draw(&self, words: &[String], file: &Path, seeds: u32) -> Result<Value> {
+        let mut text = String::new();
+        for seed in 0..seeds {
+            let seed = ["--ignore-eos", "--seed", &seed.to_string()].map(str::to_owned);
+            let output = call(&[words, &seed].concat())?;
+            let drawn = output["text"].as_str();
+            ensure!(drawn.is_some(), "`qins {}` drew no text: give one after --text", words.join(" "));
+            text.push_str(drawn.unwrap_or_default());
+        }
+        let sha256 = files::sha256(text.as_bytes());
+        let is_own = |path: &Path| {
+            let found = fs::read(path).map(|found| files::sha256(&found));
+            let drawn =
+                |found: &String| *found == sha256 || self.done.iter().any(|done| done.output["sha256"] == **found);
+            found.as_ref().is_ok_and(drawn)
+        };
+        files::write(file, text.as_bytes(), &Replace::Own { what: "as it was drawn", is_own: &is_own })?;
+        Ok(serde_json::json!({ "seeds": seeds, "bytes": text.len(), "sha256": sha256 }))
     }
 }
 
@@ -144,18 +166,4 @@ fn call(words: &[String]) -> Result<Value> {
         bail!("`{command}`: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     serde_json::from_slice(&output.stdout).with_context(|| format!("`{command}` printed no JSON object"))
-}
-
-/// Texts drawn with some seeds, one after the other in a file.
-fn draw(words: &[String], file: &Path, seeds: u32) -> Result<Value> {
-    let mut text = String::new();
-    for seed in 0..seeds {
-        let seed = ["--ignore-eos", "--seed", &seed.to_string()].map(str::to_owned);
-        let output = call(&[words, &seed].concat())?;
-        let drawn = output["text"].as_str();
-        ensure!(drawn.is_some(), "`qins {}` drew no text: give one after --text", words.join(" "));
-        text.push_str(drawn.unwrap_or_default());
-    }
-    output::file(file, text.as_bytes())?;
-    Ok(serde_json::json!({ "seeds": seeds, "bytes": text.len() }))
 }
