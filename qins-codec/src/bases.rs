@@ -2,6 +2,7 @@
 
 use crate::{
     EncodeError, Format, Header, Weights,
+    cells::place,
     dispatch::{Kernel, Level},
     scale::{ZERO_GROUP, base_for, scale},
 };
@@ -134,7 +135,14 @@ pub(crate) fn base_of_decoded_row(header: &Header, weights: &[f32], error: impl 
     others.fold((own, error(own)), least).0
 }
 
-/// The sum of a row's squares in units of a base; no less than the smallest normal number, to divide by.
-pub(crate) fn squares(row: &[f32], base: f32) -> f64 {
-    row.iter().map(|&weight| (f64::from(weight) / f64::from(base)).powi(2)).sum::<f64>().max(f64::MIN_POSITIVE)
+/// What a row with a base of its own counts when constants are chosen for all rows: the logarithm of its squared error, in
+/// units of the base, against its signal. Beside an outlier any constant loses much: as one row among the others it decides
+/// little.
+pub(crate) fn rating(error: f64, row: &[f32], base: f32) -> f64 {
+    /// What rows without an error count.
+    const LEAST: f64 = 1e-20;
+    let signal: f64 = row.iter().map(|&weight| (f64::from(weight) / f64::from(base)).powi(2)).sum();
+    let lost = if signal > 0.0 { error / signal } else { 0.0 };
+    // The same on every machine, unlike the standard library's logarithm.
+    f64::from(place(lost.clamp(LEAST, 1.0 / LEAST) as f32))
 }

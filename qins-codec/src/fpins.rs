@@ -5,7 +5,7 @@
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
-    bases::{Bases, base_of_decoded_row, base_of_row, squares, survey},
+    bases::{Bases, base_of_decoded_row, base_of_row, rating, survey},
     error::EncodeError,
     projective::{K_GRID, law},
     scale::{ZERO_GROUP, scale},
@@ -91,13 +91,15 @@ pub(crate) fn encode(format: Format, weights: &impl Weights) -> Result<Encoded, 
     let sample = sample_rows(weights, SAMPLE);
     let error = |k| {
         let encoder = Encoder { planes: Planes::new(format, k), judged: Planes::new(format.at_depth(1), k) };
-        let groups = sample.chunks_exact(cols.max(1)).flat_map(|row| {
-            let base = base_of_row(&header, row);
-            // Where rows have bases of their own, errors count by what they are of their row.
-            let unit = if row_bases { 1.0 / squares(row, 1.0) } else { 1.0 };
-            row.chunks(GROUP).map(move |group| (group, base, unit))
-        });
-        groups.map(|(group, base, unit)| encoder.scale_code(group, base).1 * unit).sum::<f64>()
+        let rows = || sample.chunks_exact(cols.max(1));
+        if row_bases {
+            let of_row = |row: &[f32]| {
+                let base = base_of_row(&header, row);
+                rating(encoder.row_error(row, base) / f64::from(base).powi(2), row, base)
+            };
+            return rows().map(of_row).sum::<f64>();
+        }
+        rows().flat_map(|row| row.chunks(GROUP)).map(|group| encoder.scale_code(group, base).1).sum::<f64>()
     };
     let errors = K_GRID.map(|k| (k, error(k)));
     let (k, _) = errors.into_iter().min_by(|(_, a), (_, b)| a.total_cmp(b)).expect("the grid is not empty");

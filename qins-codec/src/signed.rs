@@ -2,7 +2,7 @@
 
 use crate::{
     Decoder, Encoded, Format, Header, Weights,
-    bases::{Bases, base_of_decoded_row, base_of_row, squares, survey},
+    bases::{Bases, base_of_decoded_row, base_of_row, rating, survey},
     cells::{Bins, Cells, Group, LANES, Moebius, best_scale},
     dispatch::{Kernel, Level},
     error::EncodeError,
@@ -112,8 +112,7 @@ pub(crate) fn best_k(header: &Header, sample: &[f32]) -> f64 {
             let error = |row: &[f32]| {
                 let base = base_of_row(header, row);
                 let error = encoder.row(row, base, None);
-                // Where rows have bases of their own, errors count by what they are of their row.
-                if header.row_bases { error / squares(row, base) } else { error }
+                if header.row_bases { rating(error, row, base) } else { error }
             };
             sample.chunks_exact(cols.max(1)).map(error).sum()
         })
