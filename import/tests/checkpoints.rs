@@ -9,7 +9,9 @@ use burn_flex::Flex;
 use half::{bf16, f16};
 use qins_backend::{Policy, Qins};
 use qins_codec::Format;
-use qins_import::{Checkpoint, Container, ImportError, load, load_container, load_encoded, save_container};
+use qins_import::{
+    Checkpoint, Container, ImportError, load, load_container, load_encoded, passed_over, save_container,
+};
 use safetensors::{Dtype, tensor::TensorView};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -133,6 +135,89 @@ fn missing_and_extra_tensors_are_named() {
     tensors.push(("layers.2.weight", vec![1], Dtype::F32, vec![0; 4]));
     assert_eq!(error(&tensors), "1 tensor that the model does not have: `layers.2.weight`");
     assert_eq!(error(&vec![]).split(':').next(), Some("6 tensors missing"));
+}
+
+#[derive(Module, Debug)]
+struct Body<B: Backend> {
+    embed_tokens: Embedding<B>,
+}
+
+/// A model whose head is its embedding.
+#[derive(Module, Debug)]
+struct Tied<B: Backend> {
+    model: Body<B>,
+}
+
+fn tied() -> Tied<Flex> {
+    Tied { model: Body { embed_tokens: EmbeddingConfig::new(3, 4).init(&Default::default()) } }
+}
+
+#[test]
+fn buffers_and_a_copy_of_the_embedding_are_passed_over() {
+    let table = || ("model.embed_tokens.weight", vec![3, 4], Dtype::F32, encoded(Dtype::F32, &values(12)));
+    let extra = |name, dtype: Dtype, bytes: usize| (name, vec![bytes / (dtype.bitsize() / 8)], dtype, vec![1; bytes]);
+    let buffers = vec![
+        extra("model.layers.0.self_attn.rotary_emb.inv_freq", Dtype::F32, 8),
+        extra("model.rotary_emb.cos_cached", Dtype::BF16, 8),
+        extra("model.rotary_emb.long_factor", Dtype::F32, 8),
+        extra("model.layers.0.attn.bias", Dtype::BOOL, 4),
+        extra("model.layers.0.attn.masked_bias", Dtype::F32, 4),
+        extra("embeddings.position_ids", Dtype::I64, 16),
+    ];
+    let head = |dtype| ("lm_head.weight", vec![3, 4], dtype, encoded(dtype, &values(12)));
+    for head in [head(Dtype::F32), head(Dtype::BF16)] {
+        let (directory, _) = write(&[vec![table(), head], buffers.clone()].concat());
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        load(tied(), &checkpoint, |_| ()).unwrap();
+        let policy = Policy::default();
+        assert_eq!(qins_import::plan(&tied(), &checkpoint, &policy).unwrap().len(), 1);
+        let told = passed_over(&tied(), &checkpoint).unwrap();
+        assert_eq!(told.len(), 1 + buffers.len(), "{told:?}");
+        assert!(told.contains(&"lm_head.weight".to_owned()));
+    }
+    let refused = |extra: (&'static str, Vec<usize>, Dtype, Vec<u8>)| {
+        let (directory, _) = write(&vec![table(), extra]);
+        load(tied(), &Checkpoint::open(directory.path()).unwrap(), |_| ()).unwrap_err().to_string()
+    };
+    let mut other = head(Dtype::F32);
+    other.3[5] ^= 1;
+    assert!(refused(other).contains("`lm_head.weight` is not equal to `model.embed_tokens.weight`"));
+    let mut other = head(Dtype::F32);
+    other.1 = vec![4, 3];
+    assert!(refused(other).contains("is not equal"));
+    for name in ["model.layers.0.self_attn.bias", "inv_freq_2", "model.layers.2.weight"] {
+        let message = refused((name, vec![1], Dtype::F32, vec![0; 4]));
+        assert!(message.contains(&format!("that the model does not have: `{name}`")), "{message}");
+    }
+    // A head of its own is none.
+    let (directory, _) = write(&vec![("lm_head.weight", vec![1], Dtype::F32, vec![0; 4])]);
+    assert!(load_float(directory.path()).unwrap_err().contains("missing"));
+}
+
+#[test]
+fn what_is_no_checkpoint_is_told_by_what_it_is() {
+    for (name, method) in
+        [("layers.0.qweight", "GPTQ"), ("layers.0.weight.absmax", "bitsandbytes"), ("layers.0.weight_scale_inv", "FP8")]
+    {
+        let mut tensors = whole(Dtype::F32);
+        tensors[1] = (name, vec![1], Dtype::I32, vec![0; 4]);
+        let message = error(&tensors);
+        assert!(message.starts_with("the model is quantized already") && message.contains(method), "{message}");
+    }
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 42\n";
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    std::fs::write(at("pytorch_model.bin"), pointer).unwrap();
+    assert!(load_float(directory.path()).unwrap_err().contains("found `pytorch_model.bin`"));
+    assert!(load_float(&at("pytorch_model.bin")).unwrap_err().contains("found a file: give its directory"));
+    std::fs::write(at("model.safetensors"), pointer).unwrap();
+    assert!(load_float(directory.path()).unwrap_err().contains("model.safetensors: a pointer of git-lfs"));
+    std::fs::rename(at("model.safetensors"), at("model.safetensors.index.json")).unwrap();
+    assert!(load_float(directory.path()).unwrap_err().contains("index.json: a pointer of git-lfs"));
+    let shards = write_shards(|_, i| Some(format!("shard-{i}.safetensors")));
+    std::fs::remove_file(shards.path().join("shard-1.safetensors")).unwrap();
+    let message = load_float(shards.path()).unwrap_err();
+    assert!(message.contains("shard-1.safetensors") && message.contains("the download is not complete"), "{message}");
 }
 
 #[test]

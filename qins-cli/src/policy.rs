@@ -97,6 +97,11 @@ impl PolicyArgs {
             || max_loss.is_some()
     }
 
+    /// Whether formats are chosen by what they lose, which may take long.
+    pub fn is_chosen_by_loss(&self) -> bool {
+        self.budget.is_some() || self.max_loss.is_some()
+    }
+
     /// The policy for a checkpoint, or for no weights in particular; `default` is the format of linear weights where none is
     /// given, `None` for floats.
     pub fn policy(&self, default: Option<Format>, config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Policy> {

@@ -133,6 +133,31 @@ fn every_measurement_has_its_table() {
 }
 
 #[test]
+fn pages_that_were_changed_are_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| report(directory.path(), arguments).output().unwrap();
+    json_of(run(&SMALL));
+    let (page, text) = (directory.path().join("report.md"), directory.path().join("demo.txt"));
+    for (path, arguments) in
+        [(&page, &["--render"][..]), (&page, &SMALL), (&directory.path().join("demo-greedy.svg"), &["--render"])]
+    {
+        let before = fs::read(path).unwrap();
+        fs::write(path, [&before[..], b"mine"].concat()).unwrap();
+        let message = failure(run(arguments));
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(message.contains(name) && message.contains("not replaced"), "{message}");
+        assert!(fs::read(path).unwrap().ends_with(b"mine"));
+        fs::write(path, before).unwrap();
+    }
+    // What was drawn is not drawn over another's text.
+    fs::write(&text, "mine").unwrap();
+    fs::remove_file(directory.path().join("results/000.json")).unwrap();
+    assert!(failure(run(&SMALL)).contains("demo.txt"));
+    assert_eq!(fs::read(&text).unwrap(), b"mine");
+    json_of(run(&["--render"]));
+}
+
+#[test]
 fn a_text_that_is_gone_is_drawn_again() {
     let directory = tempfile::tempdir().unwrap();
     let run = || json_of(report(directory.path(), &SMALL).output().unwrap());

@@ -7,6 +7,8 @@
 
 mod list;
 mod place;
+#[cfg(test)]
+mod tests;
 
 pub use list::LIST_FILE;
 pub(crate) use list::{Known, examine, sha256_of};

@@ -71,8 +71,10 @@ pub fn run(args: Args) -> Result<()> {
     let config = source.config()?;
     let checkpoint = source.checkpoint()?;
     let new = |planned, policy| Converter::new(&directory, &checkpoint, &args.output, planned, policy, args.force);
-    // Before formats are chosen, which may take long.
-    new(Vec::new(), String::new())?;
+    if args.policy.is_chosen_by_loss() {
+        // An output that is refused is told before.
+        new(Vec::new(), String::new())?;
+    }
     let policy = args.policy.policy(Some(Format::Q8), &config, Some(&checkpoint))?;
     let module = config.init::<AnyBackend>(&Default::default())?;
     tell_passed_over(&module, &checkpoint)?;

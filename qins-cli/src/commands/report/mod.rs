@@ -6,21 +6,18 @@
 mod bars;
 mod chart;
 mod page;
+mod pages;
 mod plan;
 mod render;
 mod results;
 mod tables;
 
-use crate::{
-    commands::eval::report::progress,
-    files::{self, Replace, Target},
-    output,
-    source::Source,
-};
-use anyhow::{Context, Result, ensure};
+use crate::{commands::eval::report::progress, output, source::Source};
+use anyhow::{Result, ensure};
+use pages::Pages;
 use plan::Plan;
 use results::Results;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Run all measurements on some models and formats and write one page of what they found.
 ///
@@ -55,11 +52,13 @@ struct Written {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let replace = Replace::Own { what: "as this program wrote it", is_own: &files::is_signed };
+    const PAGES: [&str; 3] = ["report.html", "report.md", "claims.md"];
+    let pages = Pages::open(&args.output)?;
+    if !args.render {
+        // Before commands run for hours.
+        pages.check(&PAGES)?;
+    }
     let mut results = Results::open(&args.output)?;
-    // Before commands run for hours.
-    let pages = ["report.html", "report.md", "claims.md"].map(|name| args.output.join(name));
-    pages.iter().try_for_each(|page| Target::new(page, &replace).map(drop))?;
     let mut commands_run = 0;
     if !args.render {
         let models = if args.models.is_empty() { vec!["demo".parse().expect("a model")] } else { args.models };
@@ -74,23 +73,11 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(!results.all().is_empty(), "{}: no results to write a report of", args.output.display());
 
     let page = page::page(&results)?;
-    let write = |path: &Path, text: String, end: &str| -> Result<PathBuf> {
-        files::write(path, files::signed(text, end).as_bytes(), &replace)?;
-        Ok(path.to_owned())
-    };
-    for (name, chart) in page.charts() {
-        write(&args.output.join(format!("{name}.svg")), chart.to_owned(), "</svg>\n").context("a chart")?;
-    }
-    let [html, markdown, claims] = &pages;
-    // A paragraph of its own, where a comment is no part of a table.
-    let with_line = |text: String| text + "\n\n";
-    let written = Written {
-        report_html: write(html, render::html(&page), "</body></html>\n")?,
-        report_md: write(markdown, with_line(render::markdown(&page)), "\n")?,
-        claims_md: write(claims, with_line(tables::claims(&results).markdown()), "\n")?,
-        commands: results.all().len(),
-        commands_run,
-    };
+    let charts = page.charts().map(|(name, chart)| (format!("{name}.svg"), chart.to_owned()));
+    let texts = [render::html(&page), render::markdown(&page), tables::claims(&results).markdown()];
+    pages.write(&charts.chain(PAGES.map(str::to_owned).into_iter().zip(texts)).collect::<Vec<_>>())?;
+    let [report_html, report_md, claims_md] = PAGES.map(|name| args.output.join(name));
+    let written = Written { report_html, report_md, claims_md, commands: results.all().len(), commands_run };
     if args.json {
         return output::json(&written);
     }
