@@ -38,7 +38,7 @@ pub use attention::Attention;
 pub use batch::Batch;
 pub use block::DecoderLayer;
 pub use cache::{DenseKv, KvCache, KvStore, first_kept};
-pub use chat::{ChatError, ChatPrompt, ChatTemplate, Conversation, Message};
+pub use chat::{ChatError, ChatPrompt, ChatTemplate, Conversation, Message, SpecialTokens};
 pub use config::{Config, ConfigError, GenerationConfig, RopeScaling, TokenIds};
 pub use generation::{Generate, Generation, Prefix, PromptError, StopReason, check_prompt, generate, resume};
 pub use mask::{Mask, QueryMask};
