@@ -45,6 +45,6 @@ pub use mask::{Mask, QueryMask};
 pub use mlp::Mlp;
 pub use model::{Decoder, Phi3};
 pub use rope::{Positions, Rope};
-pub use sampling::{Sampler, Sampling};
+pub use sampling::{NotFinite, Sampler, Sampling};
 pub use stop::StopText;
 pub use tokenizer::{TextStream, Tokenizer, TokenizerError};

@@ -31,6 +31,11 @@ impl SpecialTokens {
         ))
     }
 
+    /// Those of a `tokenizer_config.json` already read; `path` is what errors call it.
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self, ChatError> {
+        Ok(Self::new(parse(json, path)?, Map::new()))
+    }
+
     /// Old tokenizers keep their tokens in `special_tokens_map.json`, which counts more there; newer ones list them in
     /// `added_tokens_decoder`, and what the map says counts only where the configuration says nothing.
     pub(super) fn new(config: Map<String, Value>, map: Map<String, Value>) -> Self {
