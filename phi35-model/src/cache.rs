@@ -43,8 +43,8 @@ pub trait KvStore<B: Backend> {
 pub struct KvCache<B: Backend, S = DenseKv<B>> {
     pub(crate) layers: Vec<S>,
     pub(crate) left_padding: Vec<usize>,
-    /// Tokens stored, `[batch, tokens]`; kept only where a longer sequence may rotate its keys otherwise.
-    pub(crate) ids: Option<Tensor<B, 2, Int>>,
+    /// Tokens stored, in parts `[batch, tokens]`; kept only where a longer sequence may rotate its keys otherwise.
+    ids: Vec<Tensor<B, 2, Int>>,
     /// Length of the sequence that the stored keys are rotated for.
     pub(crate) rotated_for: usize,
     /// Length that the sequence is known to reach.
@@ -70,7 +70,7 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
     /// Caches for `layers` layers, each made by `store`.
     pub fn with(layers: usize, store: impl FnMut() -> S) -> Self {
         let layers = std::iter::repeat_with(store).take(layers).collect();
-        Self { layers, left_padding: Vec::new(), ids: None, rotated_for: 0, expected: 0 }
+        Self { layers, left_padding: Vec::new(), ids: Vec::new(), rotated_for: 0, expected: 0 }
     }
 
     /// The stores of all layers.
@@ -117,10 +117,30 @@ impl<B: Backend, S: KvStore<B>> KvCache<B, S> {
     /// Forgets all but the first `tokens` tokens, to go on otherwise from there.
     pub fn truncate(&mut self, tokens: usize) {
         self.layers.iter_mut().for_each(|layer| layer.truncate(tokens));
-        self.ids = self.ids.take().filter(|_| tokens > 0).map(|ids| {
-            let kept = tokens.min(ids.dims()[1]);
-            ids.slice_dim(1, 0..kept)
-        });
+        let mut left = tokens;
+        self.ids = std::mem::take(&mut self.ids)
+            .into_iter()
+            .filter_map(|part| {
+                let kept = left.min(part.dims()[1]);
+                left -= kept;
+                (kept > 0).then(|| part.slice_dim(1, 0..kept))
+            })
+            .collect();
+    }
+
+    /// Notes the ids of new tokens. A part is joined with the one before it only if it is as long, so that a token moves
+    /// the logarithm of all tokens' number, and not all of them.
+    pub(crate) fn note_ids(&mut self, ids: Tensor<B, 2, Int>) {
+        let mut last = ids;
+        while let Some(before) = self.ids.pop_if(|before| before.dims()[1] <= last.dims()[1]) {
+            last = Tensor::cat(vec![before, last], 1);
+        }
+        self.ids.push(last);
+    }
+
+    /// The ids that were noted, `[batch, tokens]`.
+    pub(crate) fn noted_ids(&self) -> Option<Tensor<B, 2, Int>> {
+        (!self.ids.is_empty()).then(|| Tensor::cat(self.ids.clone(), 1))
     }
 
     /// Length of the sequence that the stored keys are rotated for: with longrope, factors go by it.

@@ -29,6 +29,8 @@ pub enum StopReason {
     Eos,
     /// As many tokens as asked for, or as the model's context holds.
     Length,
+    /// The logits of the next token are no finite numbers: weights or the arithmetic are at fault.
+    NotFinite,
 }
 
 /// Why a prompt cannot be run.
@@ -56,6 +58,7 @@ pub enum PromptError {
 }
 
 /// Checks a prompt and returns the tokens that follow it, one at a time: drop the iterator to cancel.
+/// [`Generate::stop_reason`] says why they ended.
 pub fn generate<'m, B: Backend>(
     model: &'m Phi3<B>,
     prompt: &[u32],
@@ -258,7 +261,10 @@ impl<B: Backend, S: KvStore<B>> Generate<'_, B, S> {
     /// Takes the logits of the token that follows, `[vocabulary]`, and adds it to the text, unless it ends it.
     pub(crate) fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let considered = self.options.vocabulary.unwrap_or(logits.len()).min(logits.len());
-        let id = self.sampler.choose(&logits[..considered], &self.text);
+        let Ok(id) = self.sampler.choose(&logits[..considered], &self.text) else {
+            self.stopped = Some(StopReason::NotFinite);
+            return None;
+        };
         if self.options.stop_ids.contains(&id) {
             self.stopped = Some(StopReason::Eos);
             return None;

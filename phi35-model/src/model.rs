@@ -77,7 +77,7 @@ impl<B: Backend> Phi3<B> {
         if self.config.rope_scaling.is_some() && !ids.is_empty() {
             let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
             let shape = [1, ids.len()];
-            cache.ids = Some(Tensor::from_data(TensorData::new(ids, shape), &self.model.norm.gamma.device()));
+            cache.note_ids(Tensor::from_data(TensorData::new(ids, shape), &self.model.norm.gamma.device()));
         }
         cache.rotated_for = rotated_for;
         cache
@@ -129,19 +129,19 @@ impl<B: Backend> Phi3<B> {
         let ([_, new], before) = (ids.dims(), cache.tokens());
         let length = (before + new).max(cache.expected);
         if self.config.rope_scaling.is_some() {
-            let stored = cache.ids.take();
             let is_long =
                 |padding: usize, length: usize| length.saturating_sub(padding) > self.config.original_length();
             let is_stale = |&padding: &usize| is_long(padding, cache.rotated_for) != is_long(padding, length);
-            if let Some(stored) = stored.clone()
-                && cache.paddings().iter().any(is_stale)
+            if cache.paddings().iter().any(is_stale)
+                && let Some(stored) = cache.noted_ids()
             {
                 cache.truncate(0);
+                cache.note_ids(stored.clone());
                 for part in stored.split(PART, 1) {
                     self.run(part, length, cache);
                 }
             }
-            cache.ids = Some(stored.map_or_else(|| ids.clone(), |stored| Tensor::cat(vec![stored, ids.clone()], 1)));
+            cache.note_ids(ids.clone());
         }
         cache.rotated_for = length;
         length

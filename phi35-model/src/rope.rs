@@ -42,7 +42,7 @@ impl<B: Backend> Rope<B> {
     /// alike with either.
     pub fn new(config: &Config, rows: &[Positions], device: &B::Device) -> Self {
         let rotary = config.rotary_dim();
-        let scale = config.rope_scaling.as_ref().map_or(1.0, |_| attention_scale(config));
+        let scale = config.attention_factor() as f32;
         let angles = |row: &Positions| -> Vec<f32> {
             let factors = config.rope_scaling.as_ref().map(|scaling| factors(scaling, config, row.length));
             let inverse: Vec<f32> = (0..rotary / 2)
@@ -95,12 +95,6 @@ fn factors<'c>(scaling: &'c RopeScaling, config: &Config, length: usize) -> &'c 
     if length > config.original_length() { &scaling.long_factor } else { &scaling.short_factor }
 }
 
-/// `sqrt(1 + ln(max/original) / ln(original))`, which both cosine and sine are multiplied by.
-fn attention_scale(config: &Config) -> f32 {
-    let (longest, original) = (config.max_position_embeddings as f64, config.original_length() as f64);
-    if longest <= original { 1.0 } else { (1.0 + (longest / original).ln() / original.ln()).sqrt() as f32 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,7 +109,7 @@ mod tests {
         )
         .unwrap();
         config.validate().unwrap();
-        assert!((attention_scale(&config) - 1.190_238_1).abs() < 1e-6);
+        assert!((config.attention_factor() - 1.190_238_071_4).abs() < 1e-9);
         assert_eq!(factors(config.rope_scaling.as_ref().unwrap(), &config, 4096), [1.0, 1.1]);
         assert_eq!(factors(config.rope_scaling.as_ref().unwrap(), &config, 4097), [1.0, 2.0]);
     }

@@ -45,23 +45,47 @@ impl Sampler {
 
     /// The next token, by `logits [vocabulary]` and the tokens of the text so far.
     ///
-    /// # Panics
-    /// If there are no logits.
-    pub fn choose(&mut self, logits: &[f32], text: &[u32]) -> u32 {
-        let (ids, likelihoods) = self.sampling.candidates(logits, text);
+    /// # Errors
+    /// [`NotFinite`] if one of the logits is no number or is infinite, or if all of them forbid their token (-∞).
+    pub fn choose(&mut self, logits: &[f32], text: &[u32]) -> Result<u32, NotFinite> {
+        NotFinite::check(logits)?;
+        let mut ranking = self.sampling.ranking(logits, text);
         if self.sampling.temperature <= 0.0 {
-            return ids[0];
+            return Ok(ranking.best());
         }
+        let (kept, total) = self.sampling.kept(&mut ranking);
         // 53 random bits, in [0, 1).
         let drawn = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut left = drawn * likelihoods.iter().sum::<f64>();
-        for (id, likelihood) in ids.iter().zip(&likelihoods) {
-            left -= likelihood;
+        let mut left = drawn * total;
+        for rank in 0..kept {
+            left -= ranking.likelihood(rank);
             if left < 0.0 {
-                return *id;
+                return Ok(ranking.id(rank));
             }
         }
-        ids[ids.len() - 1]
+        Ok(ranking.id(kept - 1))
+    }
+}
+
+/// Logits that no token can be chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[error("the logit of token {id} is {logit}: expected a finite number, or -inf for some tokens")]
+pub struct NotFinite {
+    /// The first such token.
+    pub id: u32,
+    /// Its logit.
+    pub logit: f32,
+}
+
+impl NotFinite {
+    /// A mask may forbid tokens by -∞, but not all.
+    fn check(logits: &[f32]) -> Result<(), Self> {
+        let wrong = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY);
+        let wrong = wrong.or_else(|| (!logits.iter().any(|logit| logit.is_finite())).then_some(0));
+        match wrong {
+            Some(id) => Err(Self { id: id as u32, logit: logits.get(id).copied().unwrap_or(f32::NAN) }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -71,32 +95,41 @@ impl Sampling {
     /// # Panics
     /// If there are no logits.
     pub fn distribution(&self, logits: &[f32], text: &[u32]) -> Vec<(u32, f64)> {
-        let (ids, likelihoods) = self.candidates(logits, text);
-        let total: f64 = likelihoods.iter().sum();
-        ids.into_iter().zip(likelihoods.into_iter().map(|likelihood| likelihood / total)).collect()
+        let mut ranking = self.ranking(logits, text);
+        if self.temperature <= 0.0 {
+            return vec![(ranking.best(), 1.0)];
+        }
+        let (kept, total) = self.kept(&mut ranking);
+        (0..kept).map(|rank| (ranking.id(rank), ranking.likelihood(rank) / total)).collect()
     }
 
-    /// The ids that the filters keep, most likely first, and how likely they are relative to the first.
-    fn candidates(&self, logits: &[f32], text: &[u32]) -> (Vec<u32>, Vec<f64>) {
+    fn ranking(&self, logits: &[f32], text: &[u32]) -> Ranking {
         let mut logits = logits.to_vec();
         self.penalize(&mut logits, text);
-        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-        let logit = |id: u32| logits[id as usize];
-        if self.temperature <= 0.0 {
-            let best = ids.into_iter().reduce(|best, id| if logit(id) > logit(best) { id } else { best });
-            return (vec![best.expect("logits")], vec![1.0]);
+        Ranking::new(logits, self.temperature)
+    }
+
+    /// How many of the tokens, most likely first, the filters keep: at least one; and the sum of their likelihoods.
+    fn kept(&self, ranking: &mut Ranking) -> (usize, f64) {
+        let most = if self.top_k > 0 { self.top_k.min(ranking.len()) } else { ranking.len() };
+        let all = if self.top_k > 0 { (0..most).map(|rank| ranking.likelihood(rank)).sum() } else { ranking.total() };
+        if self.top_p >= 1.0 && self.min_p <= 0.0 {
+            return (most, all);
         }
-        // Equal ones by id, so that the order is total.
-        ids.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
-        if self.top_k > 0 {
-            ids.truncate(self.top_k);
+        let (mut kept, mut sum, mut reached) = (0, 0.0, 0.0);
+        while kept < most {
+            let likelihood = ranking.likelihood(kept);
+            if kept > 0 && likelihood < f64::from(self.min_p) {
+                break;
+            }
+            kept += 1;
+            sum += likelihood;
+            reached += likelihood / all;
+            if self.top_p < 1.0 && reached >= f64::from(self.top_p) {
+                break;
+            }
         }
-        let likelihood = |&id: &u32| (f64::from(logit(id) - logit(ids[0])) / f64::from(self.temperature)).exp();
-        let mut likelihoods: Vec<f64> = ids.iter().map(likelihood).collect();
-        let kept = self.kept(&likelihoods);
-        ids.truncate(kept);
-        likelihoods.truncate(kept);
-        (ids, likelihoods)
+        (kept, sum)
     }
 
     fn penalize(&self, logits: &mut [f32], text: &[u32]) {
@@ -111,20 +144,70 @@ impl Sampling {
             logits[id] = if logits[id] > 0.0 { logits[id] / penalty } else { logits[id] * penalty };
         }
     }
+}
 
-    /// How many of the tokens, most likely first and relative to it, `top_p` and `min_p` keep: at least one.
-    fn kept(&self, likelihoods: &[f64]) -> usize {
-        let total: f64 = likelihoods.iter().sum();
-        let mut reached = 0.0;
-        let by_top_p = likelihoods
-            .iter()
-            .position(|likelihood| {
-                reached += likelihood / total;
-                reached >= f64::from(self.top_p)
-            })
-            .map_or(likelihoods.len(), |last| last + 1);
-        let by_min_p = likelihoods.iter().take_while(|&&l| l >= f64::from(self.min_p)).count();
-        by_top_p.min(by_min_p).max(1)
+/// Tokens, most likely first, and equal ones by id. They are put in order as far as they are asked for.
+struct Ranking {
+    logits: Vec<f32>,
+    temperature: f64,
+    ids: Vec<u32>,
+    /// So many of `ids` are in order, and before all others.
+    sorted: usize,
+}
+
+/// Tokens that are put in order first; then four times as many, and so on.
+const FIRST_SORTED: usize = 64;
+
+impl Ranking {
+    fn new(logits: Vec<f32>, temperature: f32) -> Self {
+        assert!(!logits.is_empty(), "no logits");
+        let ids = (0..logits.len() as u32).collect();
+        Self { logits, temperature: f64::from(temperature), ids, sorted: 0 }
+    }
+
+    fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The first, without putting others in order.
+    fn best(&self) -> u32 {
+        let logit = |id: u32| self.logits[id as usize];
+        let best = self.ids.iter().copied().reduce(|best, id| if logit(id) > logit(best) { id } else { best });
+        best.expect("not empty")
+    }
+
+    fn id(&mut self, rank: usize) -> u32 {
+        while rank >= self.sorted {
+            let order = |a: &u32, b: &u32| {
+                let logit = |id: u32| self.logits[id as usize];
+                logit(*b).total_cmp(&logit(*a)).then(a.cmp(b))
+            };
+            let rest = &mut self.ids[self.sorted..];
+            let more = (4 * self.sorted).max(FIRST_SORTED).min(rest.len());
+            if more < rest.len() {
+                rest.select_nth_unstable_by(more, order);
+            }
+            rest[..more].sort_unstable_by(order);
+            self.sorted += more;
+        }
+        self.ids[rank]
+    }
+
+    /// Relative to the first.
+    fn likelihood(&mut self, rank: usize) -> f64 {
+        let (first, id) = (self.id(0), self.id(rank));
+        self.relative(self.logits[first as usize], self.logits[id as usize])
+    }
+
+    /// The sum of all likelihoods.
+    fn total(&mut self) -> f64 {
+        let first = self.id(0);
+        let first = self.logits[first as usize];
+        self.logits.iter().map(|&logit| self.relative(first, logit)).sum()
+    }
+
+    fn relative(&self, first: f32, logit: f32) -> f64 {
+        (f64::from(logit - first) / self.temperature).exp()
     }
 }
 
@@ -141,7 +224,7 @@ mod tests {
         let mut sampler = Sampler::new(sampling);
         let mut counts = [0.0; 4];
         for _ in 0..20000 {
-            counts[sampler.choose(&logits, &[]) as usize] += 1.0 / 20000.0;
+            counts[sampler.choose(&logits, &[]).unwrap() as usize] += 1.0 / 20000.0;
         }
         counts
     }
@@ -182,18 +265,86 @@ mod tests {
     #[test]
     fn a_penalty_makes_repeated_tokens_less_likely() {
         let mut sampler = Sampler::new(Sampling { repetition_penalty: 2.0, ..Default::default() });
-        assert_eq!(sampler.choose(&[1.0, 3.0, 2.0], &[]), 1);
-        assert_eq!(sampler.choose(&[1.0, 3.0, 2.0], &[1, 1]), 2, "once, however often it came");
-        assert_eq!(sampler.choose(&[-1.0, -1.5], &[0]), 1, "negative logits fall");
-        assert_eq!(sampler.choose(&[1.0, 3.0], &[7]), 1, "ids beyond the logits do not matter");
+        assert_eq!(sampler.choose(&[1.0, 3.0, 2.0], &[]).unwrap(), 1);
+        assert_eq!(sampler.choose(&[1.0, 3.0, 2.0], &[1, 1]).unwrap(), 2, "once, however often it came");
+        assert_eq!(sampler.choose(&[-1.0, -1.5], &[0]).unwrap(), 1, "negative logits fall");
+        assert_eq!(sampler.choose(&[1.0, 3.0], &[7]).unwrap(), 1, "ids beyond the logits do not matter");
     }
 
     #[test]
     fn a_seed_draws_the_same_tokens_everywhere() {
         let logits = [0.0f32; 1000];
         let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed: 42, ..Default::default() });
-        let drawn: Vec<u32> = (0..5).map(|_| sampler.choose(&logits, &[])).collect();
+        let drawn: Vec<u32> = (0..5).map(|_| sampler.choose(&logits, &[]).unwrap()).collect();
         // As first drawn: a change here changes every user's texts.
         assert_eq!(drawn, [681, 950, 427, 627, 288]);
+    }
+
+    /// All in order at once, as the filters of Hugging Face are written.
+    fn by_sorting(sampling: &Sampling, logits: &[f32], drawn: f64) -> u32 {
+        let mut ids: Vec<usize> = (0..logits.len()).collect();
+        ids.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+        if sampling.top_k > 0 {
+            ids.truncate(sampling.top_k);
+        }
+        let likelihood = |id: usize| (f64::from(logits[id] - logits[ids[0]]) / f64::from(sampling.temperature)).exp();
+        let likelihoods: Vec<f64> = ids.iter().map(|&id| likelihood(id)).collect();
+        let total: f64 = likelihoods.iter().sum();
+        let mut reached = 0.0;
+        let mut kept = 0;
+        while kept < ids.len() && (kept == 0 || likelihoods[kept] >= f64::from(sampling.min_p)) {
+            reached += likelihoods[kept] / total;
+            kept += 1;
+            if sampling.top_p < 1.0 && reached >= f64::from(sampling.top_p) {
+                break;
+            }
+        }
+        let mut left = drawn * likelihoods[..kept].iter().sum::<f64>();
+        for (&id, likelihood) in ids[..kept].iter().zip(&likelihoods) {
+            left -= likelihood;
+            if left < 0.0 {
+                return id as u32;
+            }
+        }
+        ids[kept - 1] as u32
+    }
+
+    #[test]
+    fn partial_order_chooses_as_the_whole_order_does() {
+        // Few different values, so that many are equal, and more tokens than are put in order at once.
+        let logits: Vec<f32> = (0..3000u32).map(|i| ((i * i * 79 + i * 1047) % 97) as f32 / 9.0).collect();
+        for (top_k, top_p, min_p) in [
+            (0, 1.0, 0.0),
+            (500, 1.0, 0.0),
+            (0, 0.9, 0.0),
+            (0, 1.0, 0.05),
+            (0, 0.95, 0.001),
+            (70, 0.5, 0.2),
+            (0, 0.99, 0.0),
+        ] {
+            let sampling = Sampling { temperature: 1.3, top_k, top_p, min_p, seed: 11, ..Default::default() };
+            let mut sampler = Sampler::new(sampling.clone());
+            let mut random = ChaCha8Rng::seed_from_u64(11);
+            for _ in 0..200 {
+                let drawn = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+                assert_eq!(
+                    sampler.choose(&logits, &[]).unwrap(),
+                    by_sorting(&sampling, &logits, drawn),
+                    "{sampling:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_choose_nothing() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        for temperature in [0.0, 1.0] {
+            let mut sampler = Sampler::new(Sampling { temperature, ..Default::default() });
+            for (logits, id) in [(vec![1.0, nan], 1), (vec![inf, 1.0], 0), (vec![nan; 3], 0), (vec![-inf; 2], 0)] {
+                assert_eq!(sampler.choose(&logits, &[]).unwrap_err().id, id, "{logits:?}");
+            }
+            assert_eq!(sampler.choose(&[-inf, 2.0, -inf], &[]), Ok(1), "a mask");
+        }
     }
 }

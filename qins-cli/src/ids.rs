@@ -1,5 +1,6 @@
 //! Token ids on the command line, in files and on standard input.
 
+use crate::text_file;
 use anyhow::{Context, Result};
 use std::path::Path;
 
@@ -19,7 +20,8 @@ pub fn parse(text: &str) -> Result<Vec<u32>> {
 /// A JSON array of ids.
 pub fn read(file: &Path) -> Result<Vec<u32>> {
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
-    serde_json::from_slice(&text).with_context(|| format!("{}: expected a JSON array of token ids", file.display()))
+    let text = text_file::without_mark(&text);
+    serde_json::from_slice(text).with_context(|| format!("{}: expected a JSON array of token ids", file.display()))
 }
 
 #[cfg(test)]

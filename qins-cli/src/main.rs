@@ -11,8 +11,10 @@ mod output;
 mod policy;
 mod sampling;
 mod source;
+mod stops;
+mod text_file;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Run Phi-3 models from Hugging Face files, in float or encoded in QINS.
@@ -53,9 +55,21 @@ enum Command {
     Tokenize(commands::tokenize::Args),
 }
 
+/// The values of options may begin with a hyphen: a prompt that is a list, say.
+fn with_any_values(command: clap::Command) -> clap::Command {
+    let any_value = |arg: clap::Arg| {
+        let one = arg.get_num_args().is_none_or(|n| n.max_values() == 1);
+        let option = !arg.is_positional() && arg.get_action().takes_values();
+        if option && one { arg.allow_hyphen_values(true) } else { arg }
+    };
+    command.mut_args(any_value).mut_subcommands(with_any_values)
+}
+
 fn main() -> ExitCode {
     qins_import::exit_on_unreadable_page(" (--no-mmap reads a model into memory first)");
-    let result = match Cli::parse().command {
+    let matches = with_any_values(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
         Command::Convert(args) => commands::convert::run(args),
         Command::Export(args) => commands::export::run(args),
         Command::Inspect(args) => commands::inspect::run(args),

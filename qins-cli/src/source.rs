@@ -1,7 +1,7 @@
 //! Where a model's files are: in a directory, or in the program itself.
 
 use anyhow::{Context, Result, bail};
-use phi35_model::{ChatTemplate, Config, GenerationConfig, Tokenizer};
+use phi35_model::{ChatTemplate, Config, GenerationConfig, SpecialTokens, Tokenizer};
 use qins_import::{Checkpoint, Container, FileAccess, container::CONTAINER_FILE, foreign};
 use std::{
     borrow::Cow,
@@ -126,7 +126,7 @@ impl Source {
         if let Some(other) = serde_json::from_slice(&json).ok().and_then(|config| foreign::of_config(&config)) {
             bail!("{}: {other}", self.path("config.json").display());
         }
-        Config::from_json(&json, &self.path("config.json")).with_context(|| format!("cannot run {self}"))
+        Ok(Config::from_json(&json, &self.path("config.json"))?)
     }
 
     /// `config.json` as it is.
@@ -142,14 +142,37 @@ impl Source {
         Ok(json)
     }
 
-    /// Ids that end a text: those of `generation_config.json`, else those of `config.json`.
-    pub fn stop_ids(&self, config: &Config) -> Result<Vec<u32>> {
+    /// `generation_config.json`, if the model has it.
+    pub fn generation_config(&self) -> Result<Option<GenerationConfig>> {
         let name = "generation_config.json";
-        let named = match self.read(name)? {
-            Some(json) => GenerationConfig::from_json(&json, &self.path(name))?.eos_token_id.0,
-            None => Vec::new(),
-        };
-        Ok(if named.is_empty() { config.eos_token_id.0.clone() } else { named })
+        Ok(self.read(name)?.map(|json| GenerationConfig::from_json(&json, &self.path(name))).transpose()?)
+    }
+
+    /// Ids that end a text: all that `config.json` and `generation_config.json` name, the tokenizer's `eos_token`, and the
+    /// special token that the chat template writes after an answer.
+    pub fn stop_ids(&self, config: &Config, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+        let mut ids = config.eos_token_id.0.clone();
+        ids.extend(self.generation_config()?.unwrap_or_default().eos_token_id.0);
+        if let Some(tokenizer) = tokenizer {
+            ids.extend(self.special_tokens()?.get("eos_token").and_then(|token| tokenizer.token_id(token)));
+            // A model without a template, or with a broken one, has no turns.
+            ids.extend(self.chat_template().ok().and_then(|template| template.end_of_turn(tokenizer)));
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// The special tokens that the tokenizer's files name.
+    fn special_tokens(&self) -> Result<SpecialTokens> {
+        match self {
+            Self::Demo => {
+                let name = "tokenizer_config.json";
+                let json = self.read(name)?.expect("the demo model has one");
+                Ok(SpecialTokens::from_json(&json, &self.path(name))?)
+            }
+            Self::Directory(directory) => Ok(SpecialTokens::read(directory)?),
+        }
     }
 
     /// The tokenizer, if the model has one.

@@ -1,4 +1,4 @@
-use crate::{ids, output, source::Source};
+use crate::{ids, output, source::Source, text_file};
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::io::Read;
@@ -19,7 +19,7 @@ pub fn run(args: Args) -> Result<()> {
     let tokenizer = args.model.require_tokenizer()?;
     let mut input = Vec::new();
     std::io::stdin().lock().read_to_end(&mut input).context("standard input")?;
-    let input = String::from_utf8(input).context("standard input: expected UTF-8 text")?;
+    let input = text_file::utf8(input, "standard input")?;
     if args.decode {
         let text = tokenizer.decode(&ids::parse(&input)?)?;
         return if args.json { output::json(&json!({ "text": text })) } else { output::text(&text) };

@@ -1,5 +1,6 @@
 //! What the user types: messages of one or several lines, and commands.
 
+use crate::text_file;
 use anyhow::{Context, Result};
 use rustyline::{
     Completer, Editor, Helper, Highlighter, Hinter,
@@ -19,6 +20,8 @@ pub enum Line {
     Say(String),
     /// A command to the program.
     Command(Command),
+    /// A message whose line of this number is no UTF-8.
+    Unreadable(usize),
 }
 
 /// A line that begins with `/`.
@@ -37,15 +40,15 @@ pub enum Command {
 pub enum Input {
     /// Edited, with the lines before at the arrow keys.
     Terminal(Box<Editor<MultiLine, MemHistory>>),
-    /// A pipe or a file.
-    Piped,
+    /// A pipe or a file, of which so many lines have been read.
+    Piped(usize),
 }
 
 impl Input {
     /// Standard input.
     pub fn new() -> Result<Self> {
         if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
-            return Ok(Self::Piped);
+            return Ok(Self::Piped(0));
         }
         let config = rustyline::Config::builder().auto_add_history(true).build();
         let mut editor = Editor::with_history(config, MemHistory::new()).context("cannot edit lines")?;
@@ -61,34 +64,57 @@ impl Input {
     /// The next message or command; `None` at the end.
     pub fn next(&mut self) -> Result<Option<Line>> {
         while let Some(typed) = self.read()? {
-            if let Some(line) = parse(&typed) {
-                return Ok(Some(line));
+            let line = match typed {
+                Typed::Text(typed) => parse(&typed),
+                Typed::Unreadable(line) => Some(Line::Unreadable(line)),
+            };
+            if line.is_some() {
+                return Ok(line);
             }
         }
         Ok(None)
     }
 
-    fn read(&mut self) -> Result<Option<String>> {
+    fn read(&mut self) -> Result<Option<Typed>> {
         match self {
             Self::Terminal(editor) => match editor.readline("> ") {
-                Ok(typed) => Ok(Some(typed)),
+                Ok(typed) => Ok(Some(Typed::Text(typed))),
                 Err(ReadlineError::Interrupted) => {
                     eprintln!("(Ctrl-D or /quit leaves)");
-                    Ok(Some(String::new()))
+                    Ok(Some(Typed::Text(String::new())))
                 }
                 Err(ReadlineError::Eof) => Ok(None),
                 Err(error) => Err(error).context("standard input"),
             },
-            Self::Piped => {
-                let mut typed = String::new();
-                let mut lines = io::stdin().lock();
-                loop {
-                    let more = lines.read_line(&mut typed).context("standard input")? > 0;
-                    if !more || is_whole(typed.trim_end_matches(['\r', '\n'])) {
-                        return Ok((more || !typed.is_empty()).then_some(typed));
-                    }
-                }
-            }
+            Self::Piped(lines) => read_piped(&mut io::stdin().lock(), lines),
+        }
+    }
+}
+
+/// A message as it was typed.
+#[derive(Debug, PartialEq, Eq)]
+enum Typed {
+    Text(String),
+    /// The number of its line that is no UTF-8.
+    Unreadable(usize),
+}
+
+/// The next message of a pipe, of one or several lines; `None` at the end. `lines` counts those read.
+fn read_piped(input: &mut impl BufRead, lines: &mut usize) -> Result<Option<Typed>> {
+    let mut typed = String::new();
+    loop {
+        let mut line = Vec::new();
+        if input.read_until(b'\n', &mut line).context("standard input")? == 0 {
+            return Ok((!typed.is_empty()).then_some(Typed::Text(typed)));
+        }
+        *lines += 1;
+        let line = if *lines == 1 { text_file::without_mark(&line) } else { &line };
+        match std::str::from_utf8(line) {
+            Ok(line) => typed.push_str(line),
+            Err(_) => return Ok(Some(Typed::Unreadable(*lines))),
+        }
+        if is_whole(typed.trim_end_matches(['\r', '\n'])) {
+            return Ok(Some(Typed::Text(typed)));
         }
     }
 }
@@ -169,5 +195,23 @@ mod tests {
         assert_eq!(command("/save a b.json"), Command::Save(Some("a b.json".into())));
         assert_eq!(command("/nonsense 1"), Command::Unknown("/nonsense".to_owned()));
         assert_eq!(parse("1/2"), say("1/2"));
+    }
+
+    #[test]
+    fn a_pipe_is_read_line_by_line_and_a_line_that_is_no_text_is_told() {
+        let mut input =
+            &b"\xef\xbb\xbfone\r\ntwo\\\nthree\nf\xffur\n\xef\xbb\xbffive\n\n\"\"\"six\n\xff\nseven\n\"\"\""[..];
+        let mut lines = 0;
+        let mut read = || read_piped(&mut input, &mut lines).unwrap();
+        let text = |text: &str| Some(Typed::Text(text.to_owned()));
+        assert_eq!(read(), text("one\r\n"), "without the mark");
+        assert_eq!(read(), text("two\\\nthree\n"));
+        assert_eq!(read(), Some(Typed::Unreadable(4)));
+        assert_eq!(read(), text("\u{feff}five\n"), "a mark elsewhere is text");
+        assert_eq!(read(), text("\n"));
+        assert_eq!(read(), Some(Typed::Unreadable(8)));
+        assert_eq!(read(), text("seven\n"));
+        assert_eq!(read(), text("\"\"\""));
+        assert_eq!(read(), None);
     }
 }

@@ -1,25 +1,28 @@
 //! A conversation in the terminal, or through a pipe.
 
+mod answer;
 mod input;
 
 use crate::{
+    commands::generate::not_finite,
     files::{self, Replace},
     kv::{KvArgs, LongArgs},
     model::{Loaded, ModelArgs, Run},
     output,
     sampling::{self, SamplingArgs},
+    stops::Stops,
+    text_file,
 };
-use anyhow::{Context, Result, bail};
+use answer::Answer;
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::Backend;
-use indicatif::{ProgressBar, ProgressStyle};
 use input::{Command, Input, Line};
-use phi35_model::{Conversation, Generation, Message, Phi3, Prefix, StopReason, StopText, Tokenizer, resume};
-use qins_kv_cache::ChosenKv;
+use phi35_model::{ChatTemplate, Conversation, Message, Phi3, Prefix, Sampling, Tokenizer};
+use qins_kv_cache::{ChosenKv, file::ModelHash};
 use serde::Serialize;
 use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicU8, Ordering},
-    time::Instant,
 };
 
 /// Commands, a line each, in a terminal or through a pipe; everything else is said to the model.
@@ -46,9 +49,10 @@ pub struct Args {
     /// Tokens of an answer at most [default: what the context holds]
     #[arg(short, long, value_name = "N")]
     n: Option<usize>,
-    /// Divides the logits; 0 takes the most likely token each time
-    #[arg(long, value_name = "T", default_value_t = 0.7, value_parser = sampling::at_least_0)]
-    temperature: f32,
+    /// Divides the logits; 0 takes the most likely token each time. What is not given here is as the model's
+    /// generation_config.json has it, or else --temperature 0.7 --top-p 0.95 --min-p 0.05
+    #[arg(long, value_name = "T", value_parser = sampling::at_least_0)]
+    temperature: Option<f32>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -58,7 +62,7 @@ pub struct Args {
     /// When an answer fills the context, forget the older half of the text but for the system message, and go on
     #[arg(long)]
     shift: bool,
-    /// End answers before this text; may be given several times
+    /// End answers before this text, or at this special token; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Print one JSON object at the end instead of the answers
@@ -75,32 +79,28 @@ struct Report {
     peak_rss_bytes: Option<u64>,
 }
 
-/// One answer, measured.
-#[derive(Debug, Clone, Serialize)]
-struct Answer {
-    prompt_tokens: usize,
-    /// Tokens of the prompt that were not run again.
-    reused_tokens: usize,
-    prompt_s: f64,
-    generate_tokens: usize,
-    generate_s: f64,
-    /// `eos`, `length`, `stop` or `cancelled`.
-    stop: &'static str,
-}
+/// How tokens are drawn where the model does not say it: small models talk nonsense if all tokens may come.
+const DEFAULT: Sampling =
+    Sampling { temperature: 0.7, top_k: 0, top_p: 0.95, min_p: 0.05, repetition_penalty: 1.0, seed: 0 };
 
 pub fn run(args: Args) -> Result<()> {
     let source = &args.model.model;
     let config = source.config()?;
     let tokenizer = source.require_tokenizer()?;
-    let mut conversation = Conversation::new(source.chat_template()?, tokenizer.clone());
+    let template = source.chat_template()?;
+    let mut conversation = Conversation::new(template.clone(), tokenizer.clone());
     if let Some(file) = &args.resume {
         (conversation.system, conversation.messages) = read_messages(file)?;
     }
     conversation.system = args.system.clone().or(conversation.system);
     let context = config.max_position_embeddings;
     let longest = args.n.unwrap_or(context);
+    let stops = Stops::new(&args.stop, Some(&tokenizer))?;
     let chat = Chat {
-        stop_ids: source.stop_ids(&config)?,
+        stop_ids: stops.without_own(source.stop_ids(&config, Some(&tokenizer))?),
+        sampling: args.sampling.or(args.temperature, sampling::of_model(source, DEFAULT)?),
+        stops,
+        template,
         // At least a third of the context is left for the answer, if it may be that long.
         prompt_limit: context - longest.min(context / 3),
         longest,
@@ -109,9 +109,12 @@ pub fn run(args: Args) -> Result<()> {
         conversation,
         answers: Vec::new(),
         saved: None,
+        not_answered: 0,
+        hash: None,
         load_s: 0.0,
         args: &args,
     };
+    chat.tell_of_dropped_system();
     args.model.run(chat)
 }
 
@@ -119,7 +122,10 @@ struct Chat<'a> {
     args: &'a Args,
     conversation: Conversation,
     tokenizer: Tokenizer,
+    template: ChatTemplate,
     stop_ids: Vec<u32>,
+    stops: Stops,
+    sampling: Sampling,
     /// Tokens of an answer at most.
     longest: usize,
     /// Tokens of a prompt at most.
@@ -129,6 +135,10 @@ struct Chat<'a> {
     answers: Vec<Answer>,
     /// The file that `/save` wrote, which it may replace, and what it wrote.
     saved: Option<(PathBuf, String)>,
+    /// Messages without an answer.
+    not_answered: usize,
+    /// What tells the model from every other, where `--cache` asks for it.
+    hash: Option<ModelHash>,
     load_s: f64,
 }
 
@@ -159,17 +169,41 @@ impl Run for Chat<'_> {
     }
 
     fn run<B: Backend>(mut self, model: &Phi3<B>, loaded: Loaded) -> Result<()> {
-        self.load_s = loaded.load_s;
+        (self.load_s, self.hash) = (loaded.load_s, loaded.hash);
         handle_interrupts()?;
         let mut input = Input::new()?;
         if input.is_terminal() {
             let source = &self.args.model.model;
             eprintln!("{source}, context {} tokens. /help lists commands, Ctrl-D leaves.", self.context);
         }
-        let mut prefix = Some(self.args.long.prefix(model, loaded.hash.as_ref(), &self.args.kv)?);
+        let piped = !input.is_terminal();
+        let outcome = self.talk(model, &mut input);
+        // What was answered before a failure is printed, too.
+        if self.args.json {
+            output::json(&Report {
+                messages: self.conversation.all_messages(),
+                answers: self.answers,
+                load_s: self.load_s,
+                peak_rss_bytes: output::peak_rss_bytes(),
+            })?;
+        }
+        outcome?;
+        ensure!(!piped || self.not_answered == 0, "{} messages could not be answered", self.not_answered);
+        Ok(())
+    }
+}
+
+impl Chat<'_> {
+    /// Answers until the input ends.
+    fn talk<B: Backend>(&mut self, model: &Phi3<B>, input: &mut Input) -> Result<()> {
+        let mut prefix = Some(self.args.long.prefix(model, self.hash.as_ref(), &self.args.kv)?);
         while let Some(line) = input.next()? {
             match line {
                 Line::Say(text) => self.answer(model, &mut prefix, text)?,
+                Line::Unreadable(line) => {
+                    self.not_answered += 1;
+                    eprintln!("standard input, line {line}: expected UTF-8, found other bytes");
+                }
                 Line::Command(Command::Quit) => break,
                 Line::Command(command) => {
                     // A command that fails does not end the conversation.
@@ -179,22 +213,13 @@ impl Run for Chat<'_> {
                 }
             }
         }
-        if let Some(prefix) = &prefix {
-            self.args.long.keep(loaded.hash.as_ref(), prefix)?;
+        match &prefix {
+            Some(prefix) => self.args.long.keep(self.hash.as_ref(), prefix),
+            None => Ok(()),
         }
-        if self.args.json {
-            output::json(&Report {
-                messages: self.conversation.all_messages(),
-                answers: self.answers,
-                load_s: self.load_s,
-                peak_rss_bytes: output::peak_rss_bytes(),
-            })?;
-        }
-        Ok(())
     }
-}
 
-impl Chat<'_> {
+    /// Answers a message, or tells why it cannot be answered.
     fn answer<B: Backend>(
         &mut self,
         model: &Phi3<B>,
@@ -206,6 +231,7 @@ impl Chat<'_> {
             Ok(prompt) => prompt,
             Err(error) => {
                 self.conversation.messages.pop();
+                self.not_answered += 1;
                 eprintln!("{error}");
                 return Ok(());
             }
@@ -218,6 +244,14 @@ impl Chat<'_> {
         let answered = self.stream(model, prefix.take().expect("put back after each answer"), &prompt.ids);
         INTERRUPT.store(ENDS_PROGRAM, Ordering::SeqCst);
         let (text, answer, run) = answered?;
+        if answer.stop == "error" {
+            // Its keys and values are not finite, either.
+            *prefix = Some(self.args.long.prefix(model, self.hash.as_ref(), &self.args.kv)?);
+            self.conversation.messages.pop();
+            self.not_answered += 1;
+            eprintln!("{}", not_finite(answer.generate_tokens));
+            return Ok(());
+        }
         *prefix = Some(run);
         match answer.stop {
             "cancelled" => eprintln!("(stopped)"),
@@ -231,66 +265,6 @@ impl Chat<'_> {
         }
         self.answers.push(answer);
         Ok(())
-    }
-
-    /// Prints an answer as it comes.
-    fn stream<B: Backend>(
-        &self,
-        model: &Phi3<B>,
-        prefix: Prefix<B, ChosenKv<B>>,
-        prompt: &[u32],
-    ) -> Result<(String, Answer, Prefix<B, ChosenKv<B>>)> {
-        let start = Instant::now();
-        let mut sampling = self.args.sampling.sampling(self.args.temperature);
-        // The same seed would choose alike in every answer.
-        sampling.seed = sampling.seed.wrapping_add(self.answers.len() as u64);
-        let options = Generation {
-            max_new_tokens: self.longest,
-            stop_ids: self.stop_ids.clone(),
-            vocabulary: Some(self.tokenizer.vocabulary()),
-            sampling,
-            shift: if self.args.shift { Some(self.conversation.system_tokens()?) } else { None },
-            ..Generation::default()
-        };
-        let options = self.args.long.set(self.args.kv.set(options), model.config());
-        let mut tokens = resume(model, prefix, prompt, options)?;
-        let reused_tokens = tokens.reused_tokens();
-        let bar = reading(prompt.len() as u64, reused_tokens as u64);
-        while !interrupted() && tokens.run_prompt_part() {
-            bar.set_position(tokens.tokens_run() as u64);
-        }
-        bar.finish_and_clear();
-
-        let mut stream = self.tokenizer.stream(prompt);
-        let mut stops = StopText::new(self.args.stop.clone());
-        let mut answer = Text { text: String::new(), quiet: self.args.json };
-        let (mut prompt_s, mut generate_tokens, mut stopped) = (None, 0, false);
-        while !interrupted()
-            && !stopped
-            && let Some(id) = tokens.next()
-        {
-            prompt_s.get_or_insert_with(|| start.elapsed().as_secs_f64());
-            generate_tokens += 1;
-            let (piece, ends) = stops.push(&stream.push(id)?);
-            answer.push(&piece)?;
-            stopped = ends;
-        }
-        if !stopped {
-            answer.push(&stops.finish())?;
-        }
-        answer.end()?;
-        let stop = match tokens.stop_reason() {
-            _ if stopped => "stop",
-            Some(StopReason::Eos) => "eos",
-            Some(StopReason::Length) => "length",
-            None => "cancelled",
-        };
-        let total_s = start.elapsed().as_secs_f64();
-        let prompt_s = prompt_s.unwrap_or(total_s);
-        let generate_s = total_s - prompt_s;
-        let measured =
-            Answer { prompt_tokens: prompt.len(), reused_tokens, prompt_s, generate_tokens, generate_s, stop };
-        Ok((answer.text, measured, tokens.into_prefix()))
     }
 
     fn command(&mut self, command: Command) -> Result<()> {
@@ -307,6 +281,7 @@ impl Chat<'_> {
             Command::System(Some(text)) => {
                 self.conversation.system = (text != "none").then_some(text);
                 eprintln!("(told the model; /reset forgets what was said before)");
+                self.tell_of_dropped_system();
             }
             Command::Save(file) => self.save(file)?,
             Command::Stats => self.stats(),
@@ -314,6 +289,15 @@ impl Chat<'_> {
             Command::Unknown(name) => bail!("no command {name}; /help lists them"),
         }
         Ok(())
+    }
+
+    /// A line on standard error if the model will not read its system message.
+    fn tell_of_dropped_system(&self) {
+        if let Some(system) = &self.conversation.system
+            && self.template.drops_system(system)
+        {
+            eprintln!("(the model's chat template has no place for a system message: it is left out)");
+        }
     }
 
     fn save(&mut self, file: Option<PathBuf>) -> Result<()> {
@@ -360,37 +344,11 @@ impl Chat<'_> {
     }
 }
 
-/// An answer as it is printed: without blanks around it.
-struct Text {
-    text: String,
-    quiet: bool,
-}
-
-impl Text {
-    fn push(&mut self, piece: &str) -> Result<()> {
-        let piece = if self.text.is_empty() { piece.trim_start() } else { piece };
-        self.text.push_str(piece);
-        if self.quiet || piece.is_empty() { Ok(()) } else { output::text(piece) }
-    }
-
-    fn end(&self) -> Result<()> {
-        if self.quiet { Ok(()) } else { output::text("\n") }
-    }
-}
-
 /// The messages of a file that `/save` wrote, the system's apart.
 fn read_messages(file: &Path) -> Result<(Option<String>, Vec<Message>)> {
     let json = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let mut messages: Vec<Message> = serde_json::from_slice(&json)
+    let mut messages: Vec<Message> = serde_json::from_slice(text_file::without_mark(&json))
         .with_context(|| format!("{}: expected a JSON array of messages with `role` and `content`", file.display()))?;
     let system = messages.first().is_some_and(|m| m.role == "system").then(|| messages.remove(0).content);
     Ok((system, messages))
-}
-
-/// On standard error, and only if that is a terminal.
-fn reading(tokens: u64, done: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("reading {bar:30} {pos}/{len} tokens, {eta} left");
-    let bar = ProgressBar::new(tokens).with_style(style.expect("the template is well formed"));
-    bar.set_position(done);
-    bar
 }

@@ -3,6 +3,7 @@ use super::{
     text,
     with::PairArgs,
 };
+use crate::text_file;
 use anyhow::{Context, Result, ensure};
 use qins_eval::{Estimate, Greedy, NEAR_TIE_LOGITS, WINDOW, drawn_prompts, random_prompts};
 use serde::Serialize;
@@ -87,7 +88,7 @@ fn prompts(args: &Args) -> Result<(Vec<Vec<u32>>, String)> {
     let (tokens, seed) = (args.prompt_tokens, args.seed);
     match (&args.prompts, &args.text) {
         (Prompts::File(file), _) => {
-            let lines = text::read_utf8(file)?;
+            let lines = text_file::read(file)?;
             let tokenizer = source.require_tokenizer()?;
             let lines = lines.lines().filter(|line| !line.is_empty());
             let prompts: Vec<Vec<u32>> = lines.map(|line| tokenizer.encode(line)).collect::<Result<_, _>>()?;

@@ -1,8 +1,8 @@
 use super::{
     report::{Report, estimate, progress, timed},
-    text, with,
+    with,
 };
-use crate::model::ModelArgs;
+use crate::{model::ModelArgs, text_file};
 use anyhow::{Context, Result};
 use qins_kv_cache::KvChoice;
 use serde::Serialize;
@@ -45,7 +45,7 @@ struct Inputs {
 
 pub fn run(args: Args) -> Result<()> {
     let name = || args.file.display().to_string();
-    let mut tasks = qins_eval::read_tasks(&text::read_utf8(&args.file)?).with_context(name)?;
+    let mut tasks = qins_eval::read_tasks(&text_file::read(&args.file)?).with_context(name)?;
     tasks.truncate(args.limit.map_or(usize::MAX, |limit| limit as usize));
     let tokenizer = args.model.model.require_tokenizer()?;
     let (model, result) = with::one(&args.model, KvChoice::Dense, |model| {

@@ -1,6 +1,6 @@
 //! The text that models are run on, and its windows.
 
-use crate::{ids, source::Source};
+use crate::{ids, source::Source, text_file};
 use anyhow::{Context, Result};
 use qins_eval::{Corpus, Windows};
 use serde::Serialize;
@@ -44,13 +44,8 @@ impl TextArgs {
 
 /// Reads a text.
 pub fn read(file: &Path, model: &Source) -> Result<Corpus> {
-    let text = read_utf8(file)?;
+    let text = text_file::read(file)?;
     Ok(Corpus::new(&text, &model.require_tokenizer()?)?)
-}
-
-/// Reads a file that must be UTF-8.
-pub fn read_utf8(file: &Path) -> Result<String> {
-    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 #[derive(clap::Args)]

@@ -1,12 +1,13 @@
-use super::stop_name;
+use super::{ERROR, not_finite, stop_name};
 use crate::{
     kv::KvArgs,
     model::{Loaded, Run},
     output,
+    stops::Stops,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
-use phi35_model::{Batch, Generation, Phi3, Prefix, StopText, TextStream, check_prompt};
+use phi35_model::{Batch, Generation, Phi3, Prefix, TextStream, check_prompt};
 use serde::Serialize;
 use std::{mem::take, time::Instant};
 
@@ -24,7 +25,7 @@ pub struct Several<'t> {
     /// Of each text, but for the seed, to which its place is added.
     pub options: Generation,
     pub kv: KvArgs,
-    pub stops: StopText,
+    pub stops: Stops,
     /// Texts that are written at once.
     pub at_once: usize,
     pub json: bool,
@@ -61,13 +62,13 @@ struct Row<'t> {
     prompt: Prompt<'t>,
     ids: Vec<u32>,
     text: Option<String>,
-    stops: StopText,
+    stops: Stops,
     /// A stop text came.
     stopped: bool,
 }
 
 impl<'t> Row<'t> {
-    fn new(prompt: Prompt<'t>, stops: StopText) -> Self {
+    fn new(prompt: Prompt<'t>, stops: Stops) -> Self {
         let text = prompt.stream.as_ref().map(|_| String::new());
         Self { prompt, ids: Vec::new(), text, stops, stopped: false }
     }
@@ -75,7 +76,7 @@ impl<'t> Row<'t> {
     fn push(&mut self, id: u32) -> Result<()> {
         self.ids.push(id);
         if let (Some(stream), Some(text)) = (&mut self.prompt.stream, &mut self.text) {
-            let (piece, ends) = self.stops.push(&stream.push(id)?);
+            let (piece, ends) = self.stops.push(id, stream)?;
             text.push_str(&piece);
             self.stopped = ends;
         }
@@ -83,10 +84,13 @@ impl<'t> Row<'t> {
     }
 
     /// Takes what was written.
-    fn end(&mut self, stop: &'static str) -> Written {
-        let held = self.stops.clone().finish();
+    fn end(&mut self, stop: &'static str) -> Result<Written> {
+        let held = match &mut self.prompt.stream {
+            Some(stream) if !self.stopped => self.stops.finish(stream)?,
+            _ => String::new(),
+        };
         let text = self.text.take().map(|text| text + &held);
-        Written { prompt_ids: take(&mut self.prompt.ids), ids: take(&mut self.ids), text, stop }
+        Ok(Written { prompt_ids: take(&mut self.prompt.ids), ids: take(&mut self.ids), text, stop })
     }
 }
 
@@ -99,9 +103,28 @@ impl Run for Several<'_> {
         for (i, prompt) in self.prompts.iter().enumerate() {
             check_prompt(model, &prompt.ids).with_context(|| format!("prompt {}", i + 1))?;
         }
+        let (json, mut texts) = (self.json, Vec::new());
+        let outcome = self.write(model, &mut texts);
+        // What was written before a failure is printed, too.
+        if json {
+            let timings = Timings {
+                load_s: loaded.load_s,
+                run_s: start.elapsed().as_secs_f64(),
+                prompt_tokens: texts.iter().map(|text| text.prompt_ids.len()).sum(),
+                generate_tokens: texts.iter().map(|text| text.ids.len()).sum(),
+            };
+            output::json(&Report { texts, timings, peak_rss_bytes: output::peak_rss_bytes() })?;
+        }
+        outcome
+    }
+}
+
+impl Several<'_> {
+    /// Writes all texts and takes them as they end, in the order of the prompts.
+    fn write<B: Backend>(self, model: &Phi3<B>, texts: &mut Vec<Written>) -> Result<()> {
         let of = self.prompts.len();
         let mut rows: Vec<_> = self.prompts.into_iter().map(|prompt| Row::new(prompt, self.stops.clone())).collect();
-        let (mut batch, mut begun, mut texts) = (Batch::new(model), 0, Vec::new());
+        let (mut batch, mut begun) = (Batch::new(model), 0);
         while texts.len() < of {
             while begun < of && batch.written() < self.at_once {
                 let mut options = self.options.clone();
@@ -121,7 +144,7 @@ impl Run for Several<'_> {
                 if !row.stopped && reason.is_none() {
                     break;
                 }
-                let text = row.end(stop_name(row.stopped, reason));
+                let text = row.end(stop_name(row.stopped, reason))?;
                 if !self.json {
                     let blank = if texts.is_empty() { "" } else { "\n" };
                     output::text(&(blank.to_owned() + &text.shown(texts.len() + 1, of, &row.prompt.text)))?;
@@ -129,16 +152,10 @@ impl Run for Several<'_> {
                 texts.push(text);
             }
         }
-        if !self.json {
-            return Ok(());
+        match texts.iter().position(|text| text.stop == ERROR) {
+            Some(i) => bail!("prompt {}: {}", i + 1, not_finite(texts[i].ids.len())),
+            None => Ok(()),
         }
-        let timings = Timings {
-            load_s: loaded.load_s,
-            run_s: start.elapsed().as_secs_f64(),
-            prompt_tokens: texts.iter().map(|text| text.prompt_ids.len()).sum(),
-            generate_tokens: texts.iter().map(|text| text.ids.len()).sum(),
-        };
-        output::json(&Report { texts, timings, peak_rss_bytes: output::peak_rss_bytes() })
     }
 }
 

@@ -1,11 +1,23 @@
 //! Text to tokens and back, by Hugging Face's `tokenizers`.
 
-use std::path::{Path, PathBuf};
+mod pre_tokenizer;
+mod stream;
+#[cfg(test)]
+mod tests;
 
-/// A model's `tokenizer.json`.
+pub use stream::TextStream;
+
+use pre_tokenizer::WordSplitter;
+use std::path::{Path, PathBuf};
+use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerImpl};
+
+/// A model's `tokenizer.json`. Truncation and padding that it was saved with do not count: texts are read whole, as
+/// transformers reads them.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: TokenizerImpl<ModelWrapper, NormalizerWrapper, WordSplitter, PostProcessorWrapper, DecoderWrapper>,
+    /// One more than the largest id.
+    vocabulary: usize,
     shows_special: bool,
 }
 
@@ -42,9 +54,14 @@ impl Tokenizer {
 
     /// A `tokenizer.json` already read; `path` is what errors call it.
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|e| TokenizerError::Read { path: path.to_owned(), reason: e.to_string() })?;
-        Ok(Self { inner, shows_special: false })
+        let error =
+            |reason: tokenizers::Error| TokenizerError::Read { path: path.to_owned(), reason: reason.to_string() };
+        let json = json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json);
+        let mut inner = TokenizerImpl::from_bytes(json).map_err(error)?;
+        inner.with_truncation(None).map_err(error)?;
+        inner.with_padding(None);
+        let vocabulary = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        Ok(Self { inner, vocabulary, shows_special: false })
     }
 
     /// Special tokens are part of the text that ids are decoded to.
@@ -76,7 +93,7 @@ impl Tokenizer {
 
     /// The text of ids, without special tokens unless they are [shown](Self::showing_special_tokens).
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
-        let vocabulary = self.vocabulary();
+        let vocabulary = self.vocabulary;
         if let Some(&found) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
             return Err(TokenizerError::UnknownId { found, vocabulary });
         }
@@ -85,50 +102,27 @@ impl Tokenizer {
 
     /// One more than the largest id.
     pub fn vocabulary(&self) -> usize {
-        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+        self.vocabulary
+    }
+
+    /// The id of a token that is written so.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Special tokens and their ids: they are no part of the text that ids are decoded to.
+    pub fn special_tokens(&self) -> Vec<(u32, String)> {
+        let added = self.inner.get_added_tokens_decoder();
+        added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect()
     }
 
     /// The text that follows `prompt`, piece by piece.
     pub fn stream(&self, prompt: &[u32]) -> TextStream<'_> {
-        TextStream { tokenizer: self, ids: prompt.to_vec(), context: 0, shown: prompt.len() }
+        TextStream::new(self, prompt)
     }
 
     /// Ids that the tokenizer does not know have no text.
     fn decode_known(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         self.inner.decode(ids, !self.shows_special).map_err(|e| TokenizerError::Tokenize(e.to_string()))
-    }
-}
-
-/// Decodes tokens as they come; a character that needs several tokens comes whole, with the last of them.
-#[derive(Debug, Clone)]
-pub struct TextStream<'t> {
-    tokenizer: &'t Tokenizer,
-    ids: Vec<u32>,
-    /// A token's text depends on those before it (a leading blank, say): decoding starts here.
-    context: usize,
-    /// Tokens whose text has been given out.
-    shown: usize,
-}
-
-/// Tokens that one character can take: the bytes of the longest.
-const LONGEST_CHARACTER: usize = 4;
-
-impl TextStream<'_> {
-    /// The text that this token completes, perhaps none.
-    pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
-        self.ids.push(id);
-        let before = self.tokenizer.decode_known(&self.ids[self.context..self.shown])?;
-        let now = self.tokenizer.decode_known(&self.ids[self.context..])?;
-        let unfinished = now.ends_with(char::REPLACEMENT_CHARACTER);
-        if unfinished && self.ids.len() - self.shown < LONGEST_CHARACTER {
-            return Ok(String::new());
-        }
-        let piece = now.get(before.len()..).unwrap_or_default().to_owned();
-        // A token without text, a special one, is no context for the next.
-        if !piece.is_empty() {
-            self.context = self.shown;
-        }
-        self.shown = self.ids.len();
-        Ok(piece)
     }
 }
