@@ -113,7 +113,8 @@ impl<'t> Code<'t> {
                 right_sides.push((depth, false));
                 after_operand = false;
             } else if is_operator {
-                let is_sign = ["-", "+"].contains(&token) && !after_operand;
+                // The first of a tag trims, or does not.
+                let is_sign = ["-", "+"].contains(&token) && !after_operand && range.start > 0;
                 let tight = is_sign || ["*", "/", "//", "%", "**"].contains(&token);
                 // A sign of the right side is part of it.
                 if right_sides.last() != Some(&(depth, false)) {

@@ -1,12 +1,13 @@
 //! How a text is cut into words before they become tokens: as `tokenizers` does it, but for regular expressions.
 //!
 //! `tokenizers` ends a text where its engine of regular expressions gives up, without an error, and the engine gives up
-//! after a million steps back, which a long run of blanks takes. Here the engine may go on much longer, and where it
-//! gives up that is an error.
+//! after a million steps back, which a long run of blanks takes. Here the engine may go on much longer, a run that is too
+//! long for its stack is searched in short, and where it gives up all the same that is an error.
 
 use fancy_regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
+use std::ops::Range;
 use tokenizers::{
     Offsets, PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Result, SplitDelimiterBehavior,
     normalizer::NormalizedString, pattern::Pattern, pre_tokenizers::byte_level::ByteLevel,
@@ -57,20 +58,60 @@ impl Pattern for &RegexSplit {
         if text.is_empty() {
             return Ok(vec![((0, 0), false)]);
         }
+        let words = match self.words(text) {
+            Ok(words) => words,
+            Err(error) => self.words_of_shortened(text)?.ok_or(error)?,
+        };
         let mut found = Vec::new();
         let mut end = 0;
-        for word in self.regex.find_iter(text) {
-            let word = word?;
-            if end != word.start() {
-                found.push(((end, word.start()), self.invert));
+        for word in words {
+            if end != word.start {
+                found.push(((end, word.start), self.invert));
             }
-            found.push(((word.start(), word.end()), !self.invert));
-            end = word.end();
+            end = word.end;
+            found.push(((word.start, word.end), !self.invert));
         }
         if end != text.len() {
             found.push(((end, text.len()), self.invert));
         }
         Ok(found)
+    }
+}
+
+/// Equal characters in a row that the engine can always search; those of a longer run are searched as so many.
+const SEARCHED_RUN: usize = 10_000;
+
+impl RegexSplit {
+    /// Where the expression matches.
+    fn words(&self, text: &str) -> std::result::Result<Vec<Range<usize>>, Box<fancy_regex::Error>> {
+        self.regex.find_iter(text).map(|word| Ok(word.map_err(Box::new)?.range())).collect()
+    }
+
+    /// The same for a text whose long runs of one character are too much for the engine's stack: found with shorter runs.
+    /// `None` if that says nothing of the longer ones, because a run is cut in its middle.
+    fn words_of_shortened(&self, text: &str) -> Result<Option<Vec<Range<usize>>>> {
+        let mut shortened = String::new();
+        // Where bytes were left out of the shortened text, and how many.
+        let mut cuts: Vec<(usize, usize)> = Vec::new();
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            let run = rest.find(|other| other != c).unwrap_or(rest.len());
+            let kept = run.min(SEARCHED_RUN * c.len_utf8());
+            if kept < run {
+                cuts.push((shortened.len() + kept / c.len_utf8() / 2 * c.len_utf8(), run - kept));
+            }
+            shortened.push_str(&rest[..kept]);
+            rest = &rest[run..];
+        }
+        let mut words = self.words(&shortened)?;
+        let is_near = |place: usize| cuts.iter().any(|&(cut, _)| place.abs_diff(cut) < SEARCHED_RUN / 4);
+        if cuts.is_empty() || words.iter().any(|word| is_near(word.start) || is_near(word.end)) {
+            return Ok(None);
+        }
+        let moved =
+            |place: usize| place + cuts.iter().filter(|(cut, _)| *cut < place).map(|(_, bytes)| bytes).sum::<usize>();
+        words.iter_mut().for_each(|word| *word = moved(word.start)..moved(word.end));
+        Ok(Some(words))
     }
 }
 
