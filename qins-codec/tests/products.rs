@@ -171,6 +171,17 @@ fn every_number_of_many_inputs() {
     }
 }
 
+/// Numbers of inputs whose products with the columns or the rows overflow are not taken for small ones.
+#[test]
+fn sizes_that_overflow_are_refused() {
+    let panics = |cols: usize, m: usize| {
+        let encoded = matrix(Format::Q8, 4, cols, 1.0, 0.5, 1);
+        std::panic::catch_unwind(|| encoded.matrix().matmul_at(Level::Scalar, &[], m)).is_err()
+    };
+    assert!(panics(2, usize::MAX / 2 + 1) && panics(0, usize::MAX / 4 + 1));
+    assert!(!panics(2, 0) && !panics(0, 3));
+}
+
 /// One row has more bytes of codes than a task is given.
 #[test]
 fn the_longest_rows() {
