@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use qins_codec::{Decoder, Encoded, Format, Header, Level};
-use std::{io::Write, sync::Once};
+
+mod levels;
+use levels::levels;
 
 /// As many groups as there may be in blocks of every kernel, and some more.
 const MOST_COLS: usize = 200;
@@ -96,19 +98,6 @@ impl Rounding {
 
 /// From so many inputs on, weights are decoded to memory.
 const PANEL_INPUTS: usize = 13;
-
-/// The levels of this processor; those that it lacks are named once.
-fn levels() -> impl Iterator<Item = Level> {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
-        let lacking: Vec<_> = Level::ALL.into_iter().filter(|level| !level.is_supported()).map(Level::name).collect();
-        if !lacking.is_empty() {
-            // Not captured, so that it is seen where tests pass.
-            let _ = writeln!(std::io::stderr(), "skipped: this processor lacks {}", lacking.join(", "));
-        }
-    });
-    Level::all_supported()
-}
 
 /// Panics where a product is further from the sum over decoded weights than rounding explains.
 fn check(encoded: &Encoded, x: &[f32], m: usize) {
