@@ -117,7 +117,9 @@ fn decoding_equals_the_reference_bit_for_bit_and_encoding_is_no_worse() {
             // for a weight far above all others, the same for the rest. Where rows of other formats have bases, the law is
             // that of the other rows.
             let has_bases = header.base_bytes() > 0;
-            assert!(format.tables() > 1 || has_bases == (rows > 3 && rows % 2 == 1), "{format}, {rows} rows");
+            // Among columns that are no whole groups, one weight may be a group, and as small as any.
+            let expected = format.tables() > 1 || (rows > 3 && rows % 2 == 1);
+            assert!(cols % 32 > 0 || has_bases == expected, "{format}, {rows} rows");
             let rows = || (0..rows).filter(|&row| !has_bases || row != 2);
             let of_row = |row: usize| squared_error(&decoded[row * cols..][..cols], &weights[row * cols..][..cols]);
             let (error, reference): (f64, f64) = (rows().map(of_row).sum(), rows().map(|r| reference_errors[r]).sum());
