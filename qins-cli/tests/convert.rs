@@ -166,6 +166,8 @@ fn measure_tells_what_formats_would_lose() {
         assert!(of("bits_per_weight") >= bits && of("bits_per_weight") < bits + 0.8, "{tensor}");
         assert!(of("sqnr_db") > floor && of("sqnr_db") < floor + 5.0, "{tensor}");
         assert!(of("rmse") < of("max_abs_error") && of("mean_relative_error") > 0.0, "{tensor}");
+        let rows = tensor["shape"][0].as_f64().unwrap();
+        assert!(of("worst_row_sqnr_db") < of("sqnr_db") && of("worst_row") < rows, "{tensor}");
     }
     assert!(report["total"]["q8"]["sqnr_db"].as_f64().unwrap() > 45.5);
     // A directory is its weights; a table has a line for each tensor and format, and a total.
@@ -179,7 +181,7 @@ fn measure_tells_what_formats_would_lose() {
     let table = run(&["measure", "--formats", "q8"], directory.path());
     assert_eq!(String::from_utf8(table.stdout).unwrap().lines().count(), 2 * 10 + 2);
     let csv = String::from_utf8(run(&["measure", "--csv"], &file).stdout).unwrap();
-    assert!(csv.starts_with("name,shape,format,") && csv.lines().all(|line| line.split(',').count() == 8), "{csv}");
+    assert!(csv.starts_with("name,shape,format,") && csv.lines().all(|line| line.split(',').count() == 10), "{csv}");
     assert_eq!(run(&["measure", "--formats", "q5"], &file).status.code(), Some(2));
     assert!(failure(run(&["measure"], &directory.path().join("absent"))).contains("absent"));
 }
@@ -203,12 +205,16 @@ fn a_container_is_made_checked_shown_run_and_undone() {
     let report = json_of(run(&["convert", "-o", &at("c"), "--json"], source));
     assert_eq!(report["tensors"].as_array().unwrap().len(), 2 * 6 + 3);
     assert!(report["tensors"].as_array().unwrap().iter().all(|t| match t["format"].as_str().unwrap() {
-        "q8" => t["sqnr_db"].as_f64().unwrap() > 44.0,
-        _ => t["sqnr_db"].is_null(),
+        "q8" => {
+            let [all, worst] = ["sqnr_db", "worst_row_sqnr_db"].map(|name| t[name].as_f64().unwrap());
+            all > 44.0 && worst < all && t["worst_row"].as_u64() < t["shape"][0].as_u64()
+        }
+        _ => t["sqnr_db"].is_null() && t["worst_row"].is_null(),
     }));
     assert!(failure(run(&["convert", "-o", &at("c")], source)).contains("exists: force"));
     let forced = run(&["convert", "-o", &at("c"), "--force"], source);
     assert!(forced.status.success() && String::from_utf8_lossy(&forced.stderr).contains("q8 4"), "{forced:?}");
+    assert!(String::from_utf8_lossy(&forced.stderr).contains(" dB, worst row "), "{forced:?}");
 
     let container = Path::new(&at("c")).to_owned();
     let verified = json_of(run(&["verify", "--source", &source.display().to_string(), "--json"], &container));

@@ -121,6 +121,10 @@ mod tests {
         let signal: f64 = weights.iter().map(|&w| f64::from(w).powi(2)).sum();
         assert!((found.sqnr_db.unwrap() - 10.0 * (signal / (off * off)).log10()).abs() < 1e-9);
         assert!((found.rms - (signal / 4.0).sqrt()).abs() < 1e-15);
+        // The first row is exact.
+        let of_second = (0.25f64.powi(2) + f64::from(0.1f32).powi(2)) / (off * off);
+        let worst = found.worst_row.unwrap();
+        assert!(worst.row == 1 && (worst.sqnr_db - 10.0 * of_second.log10()).abs() < 1e-9, "{worst:?}");
         let relative = off.abs() / f64::from(0.1f32);
         assert!((found.mean_relative_error - relative / 4.0).abs() < 1e-15);
         assert!((found.max_relative_error - relative).abs() < 1e-15);
@@ -128,6 +132,7 @@ mod tests {
         assert_eq!(Deviation::of(&Slice::new(&decoded, 2, 2), &Slice::new(&weights, 2, 2)), found);
         let exact = [1.0, -0.5, 0.25, 0.0];
         let coded = encode(Format::Bf16, &Slice::new(&exact, 2, 2)).unwrap();
-        assert_eq!(Deviation::of(&coded.matrix(), &Slice::new(&exact, 2, 2)).sqnr_db, None);
+        let found = Deviation::of(&coded.matrix(), &Slice::new(&exact, 2, 2));
+        assert_eq!((found.sqnr_db, found.worst_row), (None, None));
     }
 }

@@ -31,7 +31,7 @@ impl Matrix<'_> {
     /// above 1e33 may overflow too.
     ///
     /// # Panics
-    /// If `x` does not hold `m` rows of `in` values.
+    /// If `x` does not hold `m` rows of `in` values, or the results cannot be addressed.
     pub fn matmul(&self, x: &[f32], m: usize) -> Vec<f32> {
         self.matmul_at(Level::current(), x, m)
     }
@@ -50,7 +50,7 @@ impl Matrix<'_> {
             x.len()
         );
         if m == 0 || rows == 0 || cols == 0 {
-            return vec![0.0; rows * m];
+            return vec![0.0; rows.checked_mul(m).expect("results that can be addressed")];
         }
         if let Some(products) = Products::new(level, *self, x, m) {
             return self.by_rows(m, products.stride(), products.rows(), |first, out| products.of_rows(first, out));

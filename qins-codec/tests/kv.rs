@@ -1,14 +1,13 @@
 //! The key-value cache: attention over encoded keys and values is attention over what they decode to.
 
 use proptest::prelude::*;
-use qins_codec::{
-    Level,
-    kv::{KvFormat, KvLayer, Seen},
-};
+use qins_codec::kv::{KvFormat, KvLayer, Seen};
 
 #[allow(dead_code)]
 mod draws;
+mod levels;
 use draws::Draws;
+use levels::levels;
 
 #[derive(Debug, Clone)]
 struct Case {
@@ -120,7 +119,7 @@ proptest! {
         let layer = case.layer(64);
         let expected = case.expected(&layer);
         let (queries, heads) = (case.queries(), case.kv_heads * case.repeats);
-        for level in Level::all_supported() {
+        for level in levels() {
             let found = layer.attend_at(level, &queries, heads, case.seen());
             assert_close(&found, &expected, level.name());
         }
@@ -239,7 +238,7 @@ fn what_is_not_finite_spoils_only_those_who_see_it() {
                 row[7] = if token == 1 { bad } else { 0.1 };
                 layer.append(&row, &row);
             }
-            for level in Level::all_supported() {
+            for level in levels() {
                 let attend = |window| layer.attend_at(level, &[1.0; 40], 1, Seen { window, left_padding: &[] });
                 assert!(attend(Some(1)).iter().all(|x| x.is_finite()), "{format} {}", level.name());
                 assert!(attend(None).iter().any(|x| !x.is_finite()), "{format} {}", level.name());

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use qins_codec::{Decoder, Encoded, Format, Header, Level};
-use std::{io::Write, sync::Once};
+
+mod levels;
+use levels::levels;
 
 /// As many groups as there may be in blocks of every kernel, and some more.
 const MOST_COLS: usize = 200;
@@ -97,19 +99,6 @@ impl Rounding {
 /// From so many inputs on, weights are decoded to memory.
 const PANEL_INPUTS: usize = 13;
 
-/// The levels of this processor; those that it lacks are named once.
-fn levels() -> impl Iterator<Item = Level> {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
-        let lacking: Vec<_> = Level::ALL.into_iter().filter(|level| !level.is_supported()).map(Level::name).collect();
-        if !lacking.is_empty() {
-            // Not captured, so that it is seen where tests pass.
-            let _ = writeln!(std::io::stderr(), "skipped: this processor lacks {}", lacking.join(", "));
-        }
-    });
-    Level::all_supported()
-}
-
 /// Panics where a product is further from the sum over decoded weights than rounding explains.
 fn check(encoded: &Encoded, x: &[f32], m: usize) {
     let Header { format, rows, cols, .. } = *encoded.header();
@@ -169,6 +158,17 @@ fn every_number_of_many_inputs() {
             }
         }
     }
+}
+
+/// Numbers of inputs whose products with the columns or the rows overflow are not taken for small ones.
+#[test]
+fn sizes_that_overflow_are_refused() {
+    let panics = |cols: usize, m: usize| {
+        let encoded = matrix(Format::Q8, 4, cols, 1.0, 0.5, 1);
+        std::panic::catch_unwind(|| encoded.matrix().matmul_at(Level::Scalar, &[], m)).is_err()
+    };
+    assert!(panics(2, usize::MAX / 2 + 1) && panics(0, usize::MAX / 4 + 1));
+    assert!(!panics(2, 0) && !panics(0, 3));
 }
 
 /// One row has more bytes of codes than a task is given.
