@@ -2,6 +2,8 @@
 
 mod commands;
 mod device;
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+mod display;
 mod files;
 mod ids;
 mod kv;
@@ -54,6 +56,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(all(feature = "wgpu", target_os = "linux"))]
+    display::set_runtime_directory();
     let result = match Cli::parse().command {
         Command::Convert(args) => commands::convert::run(args),
         Command::Export(args) => commands::export::run(args),
