@@ -38,11 +38,13 @@ mod load;
 mod output;
 mod save;
 mod synthetic;
+mod tensor;
 
-pub use checkpoint::{Checkpoint, CheckpointTensor};
+pub use checkpoint::Checkpoint;
 pub use choose::{Target, choose};
 pub use container::Container;
 pub use error::ImportError;
 pub use load::{Progress, load, load_container, load_encoded, passed_over, plan};
 pub use save::save_container;
 pub use synthetic::synthetic;
+pub use tensor::CheckpointTensor;

@@ -1,11 +1,7 @@
 //! The reader: everything checked against the header, nothing read before it is asked for.
 
 use super::{CONTAINER_FILE, CONTAINER_VERSION, MANIFEST, Manifest, PARTS, TensorInfo, hexadecimal, planes};
-use crate::{
-    ImportError,
-    checkpoint::{Checkpoint, CheckpointTensor},
-    output::sha256_of,
-};
+use crate::{ImportError, checkpoint::Checkpoint, output::sha256_of, tensor::CheckpointTensor};
 use bytes::Bytes;
 use qins_codec::{Format, Header, matrix_shape};
 use safetensors::Dtype;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Checkpoint, ImportError,
-    output::{Output, write_error},
+    output::{Output, require_space, write_error},
 };
 use qins_codec::{Deviation, Encoded, Format, Header, HeaderError, encode, matrix_shape};
 use rayon::prelude::*;
@@ -365,16 +365,6 @@ impl<'a> Converter<'a> {
         };
         let files: Vec<_> = self.checkpoint.files().collect();
         Ok(files.into_par_iter().map(hash).collect())
-    }
-}
-
-/// Fails where a file system tells that it has less.
-pub(crate) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportError> {
-    match fs4::available_space(directory) {
-        Ok(available) if available < needed => {
-            Err(ImportError::NoSpace { directory: directory.to_owned(), needed, available })
-        }
-        _ => Ok(()),
     }
 }
 

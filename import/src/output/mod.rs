@@ -62,6 +62,9 @@ impl Output {
             _ if is_mount_point(path) => {
                 return Err(refused(path, "something is mounted there: give a directory in it"));
             }
+            _ if fs::metadata(path).is_ok_and(|found| found.permissions().readonly()) => {
+                return Err(refused(path, "it is write-protected"));
+            }
             _ if std::env::current_dir().is_ok_and(|current| is_same(&current, path)) => {
                 return Err(refused(path, "it is the current directory: change to another first"));
             }
@@ -328,6 +331,16 @@ fn sync(path: &Path) -> io::Result<()> {
 fn remove_file(path: &Path) -> Result<(), ImportError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(write_error(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Fails where a file system tells that it has less.
+pub(crate) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportError> {
+    match fs4::available_space(directory) {
+        Ok(available) if available < needed => {
+            Err(ImportError::NoSpace { directory: directory.to_owned(), needed, available })
+        }
         _ => Ok(()),
     }
 }
