@@ -11,8 +11,8 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, Metadata},
     io::{self, Read},
-    path::Path,
-    time::SystemTime,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 /// The file of each directory that this crate writes which lists the others, with their SHA-256. By it `force` knows what
@@ -77,15 +77,51 @@ impl List {
 
     /// Replaces the list in a directory, in one step.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        self.write_of_time(directory, None)
+    }
+
+    /// The same, and the directory [is passing](is_passing) from the same step on.
+    pub(super) fn write_passing(&self, directory: &Path) -> io::Result<()> {
+        self.write_of_time(directory, Some(passing_time()))
+    }
+
+    fn write_of_time(&self, directory: &Path, time: Option<SystemTime>) -> io::Result<()> {
         let path = directory.join(LIST_FILE);
         let new = with_extension(&path, "new");
         fs::write(&new, serde_json::to_string(self).expect("strings") + "\n")?;
+        if let Some(time) = time {
+            File::options().write(true).open(&new)?.set_modified(time)?;
+        }
         fs::rename(&new, &path)
     }
 
     pub(super) fn names(&self) -> Vec<&str> {
         self.files.keys().map(String::as_str).collect()
     }
+}
+
+/// The time of the list of an output that is about to get its name, or of an old one that is about to go. A mark in the
+/// output's own bytes would be one that it is not to have; a directory without it in `<output>.partial` is somebody's who
+/// called it so.
+fn passing_time() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(981_173_106)
+}
+
+/// What has that time: the list, or the directory where there is none.
+fn marked_by(directory: &Path) -> PathBuf {
+    Some(directory.join(LIST_FILE)).filter(|list| list.is_file()).unwrap_or_else(|| directory.to_owned())
+}
+
+/// Whether a directory was about to get or to lose its name when a run was interrupted.
+pub(super) fn is_passing(directory: &Path) -> bool {
+    fs::metadata(marked_by(directory)).and_then(|data| data.modified()).is_ok_and(|time| time == passing_time())
+}
+
+/// Marks a directory so, or takes the mark off. Without it, nothing is lost where a run is interrupted: a later one only
+/// refuses to go on.
+pub(super) fn set_passing(directory: &Path, is_passing: bool) {
+    let time = if is_passing { passing_time() } else { SystemTime::now() };
+    let _ = File::open(marked_by(directory)).and_then(|file| file.set_modified(time));
 }
 
 /// What stands at a path.
