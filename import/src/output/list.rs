@@ -11,7 +11,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, Metadata},
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -107,21 +107,50 @@ fn passing_time() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(981_173_106)
 }
 
-/// What has that time: the list, or the directory where there is none.
-fn marked_by(directory: &Path) -> PathBuf {
-    Some(directory.join(LIST_FILE)).filter(|list| list.is_file()).unwrap_or_else(|| directory.to_owned())
-}
-
 /// Whether a directory was about to get or to lose its name when a run was interrupted.
 pub(super) fn is_passing(directory: &Path) -> bool {
-    fs::metadata(marked_by(directory)).and_then(|data| data.modified()).is_ok_and(|time| time == passing_time())
+    match fs::metadata(directory.join(LIST_FILE)) {
+        Ok(list) => list.modified().is_ok_and(|time| time == passing_time()),
+        Err(_) => is_sticky(directory),
+    }
 }
 
-/// Marks a directory so, or takes the mark off. Without it, nothing is lost where a run is interrupted: a later one only
+/// Marks a directory so, or takes the mark off. Where that fails, nothing is lost if the run is interrupted: a later one only
 /// refuses to go on.
 pub(super) fn set_passing(directory: &Path, is_passing: bool) {
     let time = if is_passing { passing_time() } else { SystemTime::now() };
-    let _ = File::open(marked_by(directory)).and_then(|file| file.set_modified(time));
+    let _ = match File::open(directory.join(LIST_FILE)) {
+        Ok(list) => list.set_modified(time),
+        Err(_) => set_sticky(directory, is_passing),
+    };
+}
+
+/// The mark of a directory that has no list yet, or no longer: this bit says nothing of a directory without files.
+#[cfg(unix)]
+const STICKY: u32 = 0o1000;
+
+#[cfg(unix)]
+fn is_sticky(directory: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::symlink_metadata(directory).is_ok_and(|data| data.is_dir() && data.permissions().mode() & STICKY != 0)
+}
+
+/// Sets the bit, or takes it off.
+#[cfg(unix)]
+pub(super) fn set_sticky(directory: &Path, is_sticky: bool) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = fs::metadata(directory)?.permissions().mode() & !STICKY;
+    fs::set_permissions(directory, fs::Permissions::from_mode(mode | if is_sticky { STICKY } else { 0 }))
+}
+
+#[cfg(not(unix))]
+fn is_sticky(_directory: &Path) -> bool {
+    false
+}
+
+#[cfg(not(unix))]
+pub(super) fn set_sticky(_directory: &Path, _is_sticky: bool) -> io::Result<()> {
+    Ok(())
 }
 
 /// What stands at a path.
@@ -281,6 +310,8 @@ pub(super) fn remove(directory: &Path) -> Result<(), ImportError> {
         let names: Vec<&str> = contents.0.keys().map(String::as_str).filter(|&name| name != LIST_FILE).collect();
         List::unfinished(&names).write(directory).map_err(&failed)?;
         contents.remove_all_but(directory, &[])?;
+        // Between the next step and the last it is an empty directory, as anybody's.
+        set_sticky(directory, true).map_err(&failed)?;
         super::remove_file(&directory.join(LIST_FILE))?;
     }
     fs::remove_dir(directory).map_err(&failed)?;

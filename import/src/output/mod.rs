@@ -14,7 +14,7 @@ pub use list::LIST_FILE;
 pub(crate) use list::{Known, examine, sha256_of};
 
 use crate::ImportError;
-use list::{List, is_passing, remove, set_passing};
+use list::{List, is_passing, remove, set_passing, set_sticky};
 use place::{exchange, give_name};
 use std::{
     fs::{self, File},
@@ -111,7 +111,7 @@ impl Output {
             Known::Unfinished(left) => left.remove_all_but(&path, files)?,
             _ => return Err(refused(&path, "another process changed it")),
         }
-        list.write(&path).map_err(&failed)?;
+        list.write(&path).and_then(|()| set_sticky(&path, false)).map_err(&failed)?;
         let files = files.iter().map(|&name| name.to_owned()).collect();
         Ok(Partial { path, output: &self.path, old: self.old.as_ref(), files, _lock: lock })
     }
