@@ -86,8 +86,10 @@ fn a_directory_without_a_model_is_told_by_what_it_has() {
     let at = |name: &str| directory.path().join(name);
     fs::write(at("adapter_config.json"), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
     fs::write(at("adapter_model.safetensors"), "").unwrap();
-    let message = line(run(&["inspect"], directory.path()));
-    assert!(message.contains("a LoRA adapter: merge it into its base model, org/base"), "{message}");
+    for command in [&["inspect"][..], &GENERATE, &["chat"]] {
+        let message = line(run(command, directory.path()));
+        assert!(message.contains("a LoRA adapter: merge it into its base model, org/base"), "{message}");
+    }
 
     let directory = model();
     fs::rename(directory.path().join("model.safetensors"), directory.path().join("pytorch_model.bin")).unwrap();
