@@ -1,11 +1,11 @@
 //! A module's parameters against the tensors of a file.
 
-use crate::{
-    Checkpoint, ImportError, foreign,
-    load::{Parameter, Tensors},
-};
+use crate::{Checkpoint, Container, ImportError, foreign, load::Parameter};
 use qins_codec::Weights;
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 /// Buffers that models keep in their files and that follow from the configuration, by the last part of their names.
 const BUFFERS: [&str; 8] = [
@@ -18,6 +18,62 @@ const BUFFERS: [&str; 8] = [
     "causal_mask",
     "num_batches_tracked",
 ];
+
+/// Where tensors come from.
+pub(crate) trait Tensors {
+    /// What errors call it.
+    fn path(&self) -> &Path;
+    fn file_of(&self, name: &str) -> PathBuf;
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
+    /// `None` if there is no such tensor.
+    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>>;
+    /// The checkpoint, if that is what they are in.
+    fn checkpoint(&self) -> Option<&Checkpoint>;
+}
+
+impl Tensors for Checkpoint {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn file_of(&self, name: &str) -> PathBuf {
+        self.file_of(name)
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.names())
+    }
+
+    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>> {
+        self.contains(name).then(|| Ok(self.tensor(name)?.shape().to_vec()))
+    }
+
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        Some(self)
+    }
+}
+
+impl Tensors for Container {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn file_of(&self, _name: &str) -> PathBuf {
+        self.path().to_owned()
+    }
+
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.names())
+    }
+
+    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>> {
+        Some(Ok(self.manifest().tensors.get(name)?.shape.clone()))
+    }
+
+    fn checkpoint(&self) -> Option<&Checkpoint> {
+        None
+    }
+}
 
 /// Compares every parameter with the header. Returns the names of the tensors that are passed over.
 pub(crate) fn compare(parameters: &[Parameter], tensors: &dyn Tensors) -> Result<Vec<String>, ImportError> {

@@ -40,8 +40,9 @@ mod load;
 mod output;
 mod save;
 mod synthetic;
+mod tensor;
 
-pub use checkpoint::{Checkpoint, CheckpointTensor};
+pub use checkpoint::Checkpoint;
 pub use choose::{Target, choose};
 pub use container::Container;
 pub use error::ImportError;
@@ -49,3 +50,4 @@ pub use file_bytes::{FileAccess, exit_on_unreadable_page};
 pub use load::{Progress, load, load_container, load_encoded, passed_over, plan};
 pub use save::save_container;
 pub use synthetic::synthetic;
+pub use tensor::CheckpointTensor;

@@ -1,6 +1,6 @@
 use crate::{
     Checkpoint, CheckpointTensor, Container, ImportError,
-    compare::compare,
+    compare::{Tensors, compare},
     container::{Planned, Stored},
 };
 use burn::{
@@ -12,7 +12,6 @@ use qins_codec::{Decoder, Format, Header, Weights, needs_row_bases};
 use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    path::{Path, PathBuf},
 };
 
 /// How far loading is: told after each tensor.
@@ -91,18 +90,6 @@ pub fn plan<B: Backend, M: Module<B>>(
     Ok(found.into_iter().map(planned).collect())
 }
 
-/// Where tensors come from.
-pub(crate) trait Tensors {
-    /// What errors call it.
-    fn path(&self) -> &Path;
-    fn file_of(&self, name: &str) -> PathBuf;
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
-    /// `None` if there is no such tensor.
-    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>>;
-    /// The checkpoint, if that is what they are in.
-    fn checkpoint(&self) -> Option<&Checkpoint>;
-}
-
 /// Makes parameters of tensors.
 trait Place<B: Backend> {
     /// What there is.
@@ -121,50 +108,6 @@ trait Place<B: Backend> {
         parameter: &ParamPath,
         device: &B::Device,
     ) -> Result<(Tensor<B, D>, usize), ImportError>;
-}
-
-impl Tensors for Checkpoint {
-    fn path(&self) -> &Path {
-        self.path()
-    }
-
-    fn file_of(&self, name: &str) -> PathBuf {
-        self.file_of(name)
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.names())
-    }
-
-    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>> {
-        self.contains(name).then(|| Ok(self.tensor(name)?.shape().to_vec()))
-    }
-
-    fn checkpoint(&self) -> Option<&Checkpoint> {
-        Some(self)
-    }
-}
-
-impl Tensors for Container {
-    fn path(&self) -> &Path {
-        self.path()
-    }
-
-    fn file_of(&self, _name: &str) -> PathBuf {
-        self.path().to_owned()
-    }
-
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.names())
-    }
-
-    fn shape(&self, name: &str) -> Option<Result<Vec<usize>, ImportError>> {
-        Some(Ok(self.manifest().tensors.get(name)?.shape.clone()))
-    }
-
-    fn checkpoint(&self) -> Option<&Checkpoint> {
-        None
-    }
 }
 
 struct Floats<'a>(&'a Checkpoint);

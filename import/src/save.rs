@@ -4,10 +4,10 @@ use crate::{
     ImportError,
     container::{
         CONTAINER_FILE, Manifest, PRODUCER, hexadecimal,
-        write::{Layout, arrange, constants, header, header_room, require_space, version},
+        write::{Layout, arrange, constants, header, header_room, version},
     },
     load::in_checkpoint,
-    output::{Output, write_error},
+    output::{Output, require_space, write_error},
 };
 use burn::{
     module::{Module, ModuleVisitor, Param},

@@ -115,6 +115,8 @@ impl LongArgs {
         if kv.choice::<B>() == KvChoice::Dense {
             return Err(file::CacheFileError::NotEncoded).context("--cache needs another --kv");
         }
+        // Before anything is run.
+        cache_target(path)?;
         let from = match File::open(path) {
             Ok(from) => from,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Prefix::with(model, || kv.store())),
@@ -127,10 +129,12 @@ impl LongArgs {
     /// Leaves what was run to a later run.
     pub fn keep<B: Backend>(&self, hash: Option<&ModelHash>, prefix: &Prefix<B, ChosenKv<B>>) -> Result<()> {
         let (Some(path), Some(hash)) = (&self.cache, hash) else { return Ok(()) };
-        let replace = Replace::Own { what: "a key-value cache", is_own: &is_cache };
-        Target::new(path, &replace)?
-            .write(|file| Ok(file::save(hash, prefix, BufWriter::with_capacity(1 << 20, file))?))
+        cache_target(path)?.write(|file| Ok(file::save(hash, prefix, BufWriter::with_capacity(1 << 20, file))?))
     }
+}
+
+fn cache_target(path: &Path) -> Result<Target> {
+    Target::new(path, &Replace::Own { what: "a key-value cache", is_own: &is_cache })
 }
 
 /// Whether a file begins as caches of any version do.

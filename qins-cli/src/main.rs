@@ -2,6 +2,8 @@
 
 mod commands;
 mod device;
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+mod display;
 mod files;
 mod ids;
 mod kv;
@@ -66,6 +68,8 @@ fn with_any_values(command: clap::Command) -> clap::Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(all(feature = "wgpu", target_os = "linux"))]
+    display::set_runtime_directory();
     qins_import::exit_on_unreadable_page(" (--no-mmap reads a model into memory first)");
     let matches = with_any_values(Cli::command()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());

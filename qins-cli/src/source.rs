@@ -183,9 +183,16 @@ impl Source {
 
     /// The tokenizer.
     pub fn require_tokenizer(&self) -> Result<Tokenizer> {
-        self.tokenizer()?.with_context(|| {
-            format!("{}: expected a tokenizer, found no such file", self.path("tokenizer.json").display())
-        })
+        if let Some(tokenizer) = self.tokenizer()? {
+            return Ok(tokenizer);
+        }
+        // A directory of something else is told as such.
+        if self.read("config.json")?.is_none()
+            && matches!(self, Self::Directory(path) if foreign::of_directory(path).is_some())
+        {
+            self.config()?;
+        }
+        bail!("{}: expected a tokenizer, found no such file", self.path("tokenizer.json").display())
     }
 
     /// The chat template.

@@ -11,35 +11,41 @@ pub fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(MARK).unwrap_or(bytes)
 }
 
-/// A text without its mark; `name` is what errors call it, with the line.
+/// A text as it is; `name` is what errors call it, with the line.
 pub fn utf8(bytes: Vec<u8>, name: &str) -> Result<String> {
-    let text = match bytes.starts_with(MARK) {
-        true => String::from_utf8(without_mark(&bytes).to_vec()),
-        false => String::from_utf8(bytes),
-    };
-    text.map_err(|error| {
+    String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
         anyhow!("{name}, line {line}: expected UTF-8, found other bytes")
     })
 }
 
-/// Reads a file that must be UTF-8.
+/// Reads a file that must be UTF-8, without its mark.
 pub fn read(file: &Path) -> Result<String> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    utf8(bytes, &file.display().to_string())
+    utf8(without_mark(&bytes).to_vec(), &file.display().to_string())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::utf8;
+    use super::{read, utf8};
 
     #[test]
-    fn a_mark_is_no_text_and_other_bytes_are_told_by_line() {
-        assert_eq!(utf8(b"\xef\xbb\xbfa\n".to_vec(), "f").unwrap(), "a\n");
-        assert_eq!(utf8(b"\xef\xbb\xbf\xef\xbb\xbfa".to_vec(), "f").unwrap(), "\u{feff}a", "one mark");
+    fn bytes_that_are_no_text_are_told_by_line() {
         assert_eq!(utf8("aé".into(), "f").unwrap(), "aé");
         let message = utf8(b"a\nb\n\xff\n".to_vec(), "f.txt").unwrap_err().to_string();
         assert_eq!(message, "f.txt, line 3: expected UTF-8, found other bytes");
+    }
+
+    #[test]
+    fn one_mark_is_no_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("text");
+        for (bytes, text) in
+            [(&b"\xef\xbb\xbfa\n"[..], "a\n"), (b"\xef\xbb\xbf\xef\xbb\xbfa", "\u{feff}a"), (b"a", "a")]
+        {
+            std::fs::write(&file, bytes).unwrap();
+            assert_eq!(read(&file).unwrap(), text);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 mod running;
 
-use running::{DEMO, failure, json_of, run};
+use running::{DEMO, failure, json_of, qins, run};
 use serde_json::{Value, json};
 use std::{fs, path::Path, process::Output};
 use tempfile::TempDir;
@@ -86,14 +86,17 @@ fn a_directory_without_a_model_is_told_by_what_it_has() {
     let at = |name: &str| directory.path().join(name);
     fs::write(at("adapter_config.json"), r#"{"base_model_name_or_path": "org/base"}"#).unwrap();
     fs::write(at("adapter_model.safetensors"), "").unwrap();
-    let message = line(run(&["inspect"], directory.path()));
-    assert!(message.contains("a LoRA adapter: merge it into its base model, org/base"), "{message}");
+    for command in [&["inspect"][..], &GENERATE, &["chat"]] {
+        let message = line(run(command, directory.path()));
+        assert!(message.contains("a LoRA adapter: merge it into its base model, org/base"), "{message}");
+    }
 
     let directory = model();
     fs::rename(directory.path().join("model.safetensors"), directory.path().join("pytorch_model.bin")).unwrap();
     let message = line(run(&GENERATE, directory.path()));
     assert!(message.contains("`pytorch_model.bin`") && message.contains("save_pretrained"), "{message}");
 
+    let unused = directory.path().join("unused");
     for command in [
         &GENERATE[..],
         &["tokenize"],
@@ -103,7 +106,7 @@ fn a_directory_without_a_model_is_told_by_what_it_has() {
         &["measure"],
         &["convert", "-o", "/nonexistent/x"],
         &["export", "-o", "/nonexistent/x"],
-        &["logits", "--ids", "1", "-o", "/tmp/x"],
+        &["logits", "--ids", "1", "-o", unused.to_str().unwrap()],
     ] {
         let message = line(run(command, &directory.path().join("absent")));
         assert!(message.contains("absent: expected ") && message.ends_with("found no such directory\n"), "{message}");
@@ -122,6 +125,8 @@ fn the_model_of_the_program_converts_like_any_other() {
     let report = json_of(run(&["convert", "--json", "-o", output.to_str().unwrap()], Path::new(DEMO)));
     assert!(report["tensors"].as_array().unwrap().len() > 20);
     assert!(run(&GENERATE, &output).status.success());
-    let message = line(run(&["export", "-o", "x"], Path::new(DEMO)));
+    // Where there is no directory of that name.
+    let export = qins().args(["export", DEMO, "-o", "x"]).current_dir(directory.path()).output().unwrap();
+    let message = line(export);
     assert!(message.contains("demo: expected a container, found no such directory"), "{message}");
 }

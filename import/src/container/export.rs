@@ -1,9 +1,9 @@
 //! A container back to a Hugging Face directory, one row in memory at a time.
 
-use super::{Container, Stored, files, write::require_space};
+use super::{Container, Stored, files};
 use crate::{
     ImportError,
-    output::{Output, write_error},
+    output::{Output, require_space, write_error},
 };
 use half::bf16;
 use qins_codec::{Decoder, Weights};

@@ -4,11 +4,7 @@ use super::{
     CONTAINER_FILE, CONTAINER_VERSION, FIRST_CONTAINER_VERSION, MANIFEST, Manifest, PARTS, TensorInfo, hexadecimal,
     planes,
 };
-use crate::{
-    FileAccess, ImportError,
-    checkpoint::{Checkpoint, CheckpointTensor},
-    output::sha256_of,
-};
+use crate::{FileAccess, ImportError, checkpoint::Checkpoint, output::sha256_of, tensor::CheckpointTensor};
 use bytes::Bytes;
 use qins_codec::{Format, Header, matrix_shape};
 use safetensors::Dtype;

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Checkpoint, ImportError,
-    output::{Output, write_error},
+    output::{Output, require_space, write_error},
 };
 use qins_codec::{
     Deviation, EncodeError, Encoded, Format, Header, HeaderError, WorstRow, encode, matrix_shape, needs_row_bases,
@@ -400,16 +400,6 @@ impl<'a> Converter<'a> {
             hashed.iter().for_each(|bytes| on_step(Step::Hashed(bytes)));
             hashes.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
-    }
-}
-
-/// Fails where a file system tells that it has less.
-pub(crate) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportError> {
-    match fs4::available_space(directory) {
-        Ok(available) if available < needed => {
-            Err(ImportError::NoSpace { directory: directory.to_owned(), needed, available })
-        }
-        _ => Ok(()),
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     fs::{self, File, Metadata},
     io::{self, Read},
     path::Path,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 /// The file of each directory that this crate writes which lists the others, with their SHA-256. By it `force` knows what
@@ -77,15 +77,80 @@ impl List {
 
     /// Replaces the list in a directory, in one step.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        self.write_of_time(directory, None)
+    }
+
+    /// The same, and the directory [is passing](is_passing) from the same step on.
+    pub(super) fn write_passing(&self, directory: &Path) -> io::Result<()> {
+        self.write_of_time(directory, Some(passing_time()))
+    }
+
+    fn write_of_time(&self, directory: &Path, time: Option<SystemTime>) -> io::Result<()> {
         let path = directory.join(LIST_FILE);
         let new = with_extension(&path, "new");
         fs::write(&new, serde_json::to_string(self).expect("strings") + "\n")?;
+        if let Some(time) = time {
+            File::options().write(true).open(&new)?.set_modified(time)?;
+        }
         fs::rename(&new, &path)
     }
 
     pub(super) fn names(&self) -> Vec<&str> {
         self.files.keys().map(String::as_str).collect()
     }
+}
+
+/// The time of the list of an output that is about to get its name, or of an old one that is about to go. A mark in the
+/// output's own bytes would be one that it is not to have; a directory without it in `<output>.partial` is somebody's who
+/// called it so.
+fn passing_time() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(981_173_106)
+}
+
+/// Whether a directory was about to get or to lose its name when a run was interrupted.
+pub(super) fn is_passing(directory: &Path) -> bool {
+    match fs::metadata(directory.join(LIST_FILE)) {
+        Ok(list) => list.modified().is_ok_and(|time| time == passing_time()),
+        Err(_) => is_sticky(directory),
+    }
+}
+
+/// Marks a directory so, or takes the mark off. Where that fails, nothing is lost if the run is interrupted: a later one only
+/// refuses to go on.
+pub(super) fn set_passing(directory: &Path, is_passing: bool) {
+    let time = if is_passing { passing_time() } else { SystemTime::now() };
+    let _ = match File::open(directory.join(LIST_FILE)) {
+        Ok(list) => list.set_modified(time),
+        Err(_) => set_sticky(directory, is_passing),
+    };
+}
+
+/// The mark of a directory that has no list yet, or no longer: this bit says nothing of a directory without files.
+#[cfg(unix)]
+const STICKY: u32 = 0o1000;
+
+#[cfg(unix)]
+fn is_sticky(directory: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::symlink_metadata(directory).is_ok_and(|data| data.is_dir() && data.permissions().mode() & STICKY != 0)
+}
+
+/// Sets the bit, or takes it off.
+#[cfg(unix)]
+pub(super) fn set_sticky(directory: &Path, is_sticky: bool) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = fs::metadata(directory)?.permissions().mode() & !STICKY;
+    fs::set_permissions(directory, fs::Permissions::from_mode(mode | if is_sticky { STICKY } else { 0 }))
+}
+
+#[cfg(not(unix))]
+fn is_sticky(_directory: &Path) -> bool {
+    false
+}
+
+#[cfg(not(unix))]
+pub(super) fn set_sticky(_directory: &Path, _is_sticky: bool) -> io::Result<()> {
+    Ok(())
 }
 
 /// What stands at a path.
@@ -245,6 +310,8 @@ pub(super) fn remove(directory: &Path) -> Result<(), ImportError> {
         let names: Vec<&str> = contents.0.keys().map(String::as_str).filter(|&name| name != LIST_FILE).collect();
         List::unfinished(&names).write(directory).map_err(&failed)?;
         contents.remove_all_but(directory, &[])?;
+        // Between the next step and the last it is an empty directory, as anybody's.
+        set_sticky(directory, true).map_err(&failed)?;
         super::remove_file(&directory.join(LIST_FILE))?;
     }
     fs::remove_dir(directory).map_err(&failed)?;

@@ -14,7 +14,7 @@ pub use list::LIST_FILE;
 pub(crate) use list::{Known, examine, sha256_of};
 
 use crate::ImportError;
-use list::{List, remove};
+use list::{List, is_passing, remove, set_passing, set_sticky};
 use place::{exchange, give_name};
 use std::{
     fs::{self, File},
@@ -62,6 +62,9 @@ impl Output {
             _ if is_mount_point(path) => {
                 return Err(refused(path, "something is mounted there: give a directory in it"));
             }
+            _ if fs::metadata(path).is_ok_and(|found| found.permissions().readonly()) => {
+                return Err(refused(path, "it is write-protected"));
+            }
             _ if std::env::current_dir().is_ok_and(|current| is_same(&current, path)) => {
                 return Err(refused(path, "it is the current directory: change to another first"));
             }
@@ -108,7 +111,7 @@ impl Output {
             Known::Unfinished(left) => left.remove_all_but(&path, files)?,
             _ => return Err(refused(&path, "another process changed it")),
         }
-        list.write(&path).map_err(&failed)?;
+        list.write(&path).and_then(|()| set_sticky(&path, false)).map_err(&failed)?;
         let files = files.iter().map(|&name| name.to_owned()).collect();
         Ok(Partial { path, output: &self.path, old: self.old.as_ref(), files, _lock: lock })
     }
@@ -175,20 +178,18 @@ impl Partial<'_> {
         if let Some(name) = scratch {
             remove_file(&path.join(name))?;
         }
-        list.write(path).and_then(|()| sync(&path.join(LIST_FILE))).and_then(|()| sync(path)).map_err(&failed)?;
+        list.write_passing(path)
+            .and_then(|()| sync(&path.join(LIST_FILE)))
+            .and_then(|()| sync(path))
+            .map_err(&failed)?;
         let placed = match old {
             None => give_name(path, output).map_err(|error| match error.kind() {
                 io::ErrorKind::AlreadyExists => ImportError::Exists { path: output.to_owned() },
                 _ => write_error(output)(error),
             }),
-            Some(old) => old.require_unchanged(output).and_then(|()| match exchange(path, output) {
-                Ok(()) => remove(path),
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    replace_in_two_steps(path, output, &mut list)
-                }
-                Err(error) => Err(write_error(output)(error)),
-            }),
+            Some(old) => replace(path, output, old, &mut list),
         };
+        set_passing(output, false);
         if placed.is_ok() {
             // Written anyhow; this only hastens it.
             let _ = sync(parent(output));
@@ -202,6 +203,22 @@ impl Partial<'_> {
     /// Removes what was written: the old output stands.
     pub(crate) fn discard(self) -> Result<(), ImportError> {
         remove(&self.path)
+    }
+}
+
+/// Exchanges the new output and the old one, and removes that. From before the exchange until it is gone both are marked, so
+/// that what an interruption leaves is known.
+fn replace(partial: &Path, output: &Path, old: &Known, list: &mut List) -> Result<(), ImportError> {
+    old.require_unchanged(output)?;
+    let _old = Lock::of(output).map_err(write_error(output))?;
+    set_passing(output, true);
+    match exchange(partial, output) {
+        Ok(()) => {
+            set_passing(output, false);
+            remove(partial)
+        }
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => replace_in_two_steps(partial, output, list),
+        Err(error) => Err(write_error(output)(error)),
     }
 }
 
@@ -224,8 +241,22 @@ fn replace_in_two_steps(partial: &Path, output: &Path, list: &mut List) -> Resul
     remove(&aside)
 }
 
-/// Puts right what [`replace_in_two_steps`] left when it was interrupted.
+/// Puts right what [`replace`] left when it was interrupted.
 fn restore(output: &Path, partial: &Path, aside: &Path) -> Result<(), ImportError> {
+    if is_passing(partial)
+        && let Known::Listed(_) | Known::Earlier(_) | Known::Empty = examine(partial)?
+    {
+        let _lock = match Lock::of(partial) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(ImportError::Busy { path: partial.to_owned() });
+            }
+            lock => lock.map_err(write_error(partial))?,
+        };
+        remove(partial)?;
+    }
+    if is_passing(output) {
+        set_passing(output, false);
+    }
     let replacing = |path: &Path| List::read(path).ok().flatten().filter(|list| list.is_replacing);
     if let Some(mut list) = replacing(output) {
         list.is_replacing = false;
@@ -328,6 +359,16 @@ fn sync(path: &Path) -> io::Result<()> {
 fn remove_file(path: &Path) -> Result<(), ImportError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(write_error(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Fails where a file system tells that it has less.
+pub(crate) fn require_space(directory: &Path, needed: u64) -> Result<(), ImportError> {
+    match fs4::available_space(directory) {
+        Ok(available) if available < needed => {
+            Err(ImportError::NoSpace { directory: directory.to_owned(), needed, available })
+        }
         _ => Ok(()),
     }
 }

@@ -21,7 +21,7 @@ pub fn run(args: Args) -> Result<()> {
     std::io::stdin().lock().read_to_end(&mut input).context("standard input")?;
     let input = text_file::utf8(input, "standard input")?;
     if args.decode {
-        let text = tokenizer.decode(&ids::parse(&input)?)?;
+        let text = tokenizer.decode(&ids::parse(input.trim_start_matches('\u{feff}'))?)?;
         return if args.json { output::json(&json!({ "text": text })) } else { output::text(&text) };
     }
     let ids = tokenizer.encode(&input)?;

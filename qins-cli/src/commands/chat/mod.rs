@@ -14,7 +14,7 @@ use crate::{
     text_file,
 };
 use answer::Answer;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
 use input::{Command, Input, Line};
 use phi35_model::{ChatTemplate, Conversation, Message, Phi3, Prefix, Sampling, Tokenizer};
@@ -188,8 +188,11 @@ impl Run for Chat<'_> {
             })?;
         }
         outcome?;
-        ensure!(!piped || self.not_answered == 0, "{} messages could not be answered", self.not_answered);
-        Ok(())
+        match self.not_answered {
+            n if n == 0 || !piped => Ok(()),
+            1 => bail!("1 message could not be answered"),
+            n => bail!("{n} messages could not be answered"),
+        }
     }
 }
 
