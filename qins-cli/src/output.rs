@@ -78,8 +78,8 @@ mod tests {
             }
             .into(),
             ImportError::Encode { file: path(), tensor: "tensor".to_owned(), source: encode }.into(),
-            ConfigError::Read { path: path(), source: io_error() }.into(),
-            ConfigError::Parse { path: path(), source: json_error() }.into(),
+            ConfigError::Read { path: path(), reason: io_error() }.into(),
+            ConfigError::Parse { path: path(), reason: json_error() }.into(),
             CacheFileError::Io(io_error()).into(),
             CacheFileError::Header(json_error()).into(),
             io_error().into(),
