@@ -4,7 +4,7 @@ use crate::{
     ImportError,
     container::{
         CONTAINER_FILE, Manifest, PRODUCER, hexadecimal,
-        write::{Layout, arrange, constants, header, header_room, version},
+        layout::{Layout, arrange, constants, header, header_room, version},
     },
     load::in_checkpoint,
     output::{Output, require_space, write_error},

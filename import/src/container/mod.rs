@@ -9,8 +9,10 @@
 
 mod export;
 pub(crate) mod files;
+mod journal;
+pub(crate) mod layout;
 mod read;
-pub(crate) mod write;
+mod write;
 
 pub use crate::output::LIST_FILE;
 pub use export::{Exported, export};
