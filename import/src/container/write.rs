@@ -95,8 +95,9 @@ impl<'a> Converter<'a> {
             let layout = || {
                 let row_bases = format.map_or(Ok(false), |format| needs_row_bases(format, &tensor))?;
                 checkpoint.forget(&name);
-                let layout = Layout::new(&name, tensor.shape(), format, row_bases, plain)?;
-                Ok(Layout { cached, ..layout })
+                let mut layout = Layout::new(&name, tensor.shape(), format, row_bases, plain)?;
+                layout.cached = cached;
+                Ok(layout)
             };
             layout().map_err(|source: EncodeError| {
                 let (file, tensor) = (checkpoint.file_of(&name), name.clone());
