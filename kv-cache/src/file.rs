@@ -152,7 +152,7 @@ pub fn load<B: Backend>(
         if expected == found { Ok(()) } else { Err(CacheFileError::Mismatch { what, expected, found }) }
     };
     let config = model.config();
-    same("model", hexadecimal(hash), header.model)?;
+    same("SHA-256 of weights and configuration", hexadecimal(hash), header.model)?;
     same("ids", header.tokens.to_string(), header.ids.len().to_string())?;
     let legal = header.tokens <= config.max_position_embeddings && header.first <= header.tokens;
     same("tokens", "legal".to_owned(), if legal { "legal" } else { "too many" }.to_owned())?;

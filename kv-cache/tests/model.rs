@@ -352,7 +352,10 @@ fn a_saved_cache_goes_on_as_if_it_had_never_left_memory() {
         let error = file::load(&model, &[7; 32], other.parse().unwrap(), &bytes[..]).unwrap_err();
         assert_eq!(error.to_string(), format!("format: expected {other}, found {kv}"));
         let of_another = file::load(&model, &[8; 32], kv, &bytes[..]).unwrap_err();
-        assert!(of_another.to_string().starts_with("model: expected 0808"), "{of_another}");
+        assert!(
+            of_another.to_string().starts_with("SHA-256 of weights and configuration: expected 0808"),
+            "{of_another}"
+        );
     }
     let floats = Prefix::with(&model, || KvChoice::Dense.store());
     assert!(file::save(&[7; 32], &floats, Vec::new()).unwrap_err().to_string().contains("floats"));

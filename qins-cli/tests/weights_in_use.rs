@@ -97,7 +97,7 @@ fn a_cache_is_refused_by_other_weights_of_the_same_architecture() {
     let reused = |output| json_of(output)["timings"]["reused_tokens"].as_u64().unwrap();
     let refused = |output| {
         let message = failure(output);
-        assert!(message.contains("text.kv: model: expected"), "{message}");
+        assert!(message.contains("text.kv: SHA-256 of weights and configuration: expected"), "{message}");
     };
     let (fpins, q8) = (convert(source, "fpins:2"), convert(source, "q8"));
 
